@@ -1,0 +1,42 @@
+# Every target makes its own environment; nothing is installed outside .venv and .tox.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+# Interpreters that pyenv keeps off the PATH.
+PYENV_BINS := $(subst $(eval) ,:,$(wildcard $(HOME)/.pyenv/versions/3.1*/bin))
+
+.PHONY: help demo test lint bench test-matrix test-legs clean
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+$(READY): pyproject.toml $(wildcard migrations/*.py)
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade 'pip>=25.1'
+	$(BIN)/pip install --quiet --editable . --group dev
+	touch $@
+
+demo: $(READY) ## the main job, on SQLite; ARGS="--url postgresql://..." for another database
+	$(BIN)/python examples/demo.py $(ARGS)
+
+test: lint ## lint, types, and the tests on SQLite in memory, SQLite in a file, and Postgres
+	$(BIN)/pytest $(ARGS)
+
+lint: $(READY) ## style and types alone
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(READY) ## measure against the raw drivers
+	$(BIN)/pip install --quiet --group bench
+	$(BIN)/python -m benchmarks $(ARGS)
+
+test-matrix: $(READY) ## the tests on every Python 3.10-3.13 found, both eric-sse, and the lowest dependencies
+	PATH="$(PYENV_BINS):$$PATH" $(BIN)/tox run $(ARGS)
+
+test-legs: $(READY) ## the tests on eric-sse 2.0, and on the lowest dependencies
+	PATH="$(PYENV_BINS):$$PATH" $(BIN)/tox run -e eric20,lowest $(ARGS)
+
+clean: ## remove what the other targets made
+	rm -rf .venv .tox build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

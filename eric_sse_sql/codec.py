@@ -1,0 +1,371 @@
+"""Objects to blobs and back. A blob is data only after the codec says so."""
+
+from __future__ import annotations
+
+import collections
+import copyreg
+import datetime
+import decimal
+import fractions
+import hmac
+import io
+import pickle
+import sys
+import uuid
+import zoneinfo
+from collections.abc import Callable, Iterable
+from enum import Enum
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
+from typing import Any, cast
+
+import eric_sse.prefabs  # noqa: F401 - its channels are read back also where nobody else imports it
+from eric_sse.connection import Connection
+from eric_sse.entities import AbstractChannel
+from eric_sse.exception import RepositoryError
+from eric_sse.listener import MessageQueueListener
+from eric_sse.message import MessageContract
+from eric_sse.queues import InMemoryQueue, Queue
+
+from eric_sse_sql.contract import ObjectAsKeyValuePersistenceMixin
+from eric_sse_sql.errors import repository_errors
+
+PROTOCOL = 5
+SIGNATURE_MARK = b"HMAC-SHA256:"  # no pickle of ours begins so
+SIGNATURE_BYTES = 32
+
+ERIC_SSE_BASES = (
+    MessageContract,
+    MessageQueueListener,
+    Queue,
+    AbstractChannel,
+    Connection,
+    ObjectAsKeyValuePersistenceMixin,
+)
+
+# Not among them: range, bytes and bytearray, which fill the memory when called with a number, and str, which imports a
+# module when called with the name of an encoding. Values of the last three need no call.
+PLAIN_CLASSES: tuple[type, ...] = (
+    bool,
+    complex,
+    dict,
+    float,
+    frozenset,
+    int,
+    list,
+    object,
+    set,
+    slice,
+    tuple,
+    collections.Counter,
+    collections.OrderedDict,
+    collections.defaultdict,
+    collections.deque,
+    datetime.date,
+    datetime.datetime,
+    datetime.time,
+    datetime.timedelta,
+    datetime.timezone,
+    decimal.Decimal,
+    fractions.Fraction,
+    uuid.UUID,
+    zoneinfo.ZoneInfo,
+)
+
+
+class HeldByReference:
+    """Base of what an object may refer to but no blob holds: on loading, the reference is to what loads it."""
+
+    def __reduce__(self) -> Any:
+        raise TypeError(f"a {type(self).__name__} can't be pickled; make one in each process")
+
+    def __setstate__(self, state: object) -> None:
+        raise TypeError(f"a {type(self).__name__} takes no state from a pickle")
+
+
+def class_path(cls: type) -> str:
+    """Module and qualified name of a class, joined by a dot."""
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+class PickleCodec:
+    """Objects to pickles and back, with a guard on what a pickle may build.
+
+    It builds plain data (builtins, ``datetime``, ``decimal``, ``fractions``, ``uuid``, ``zoneinfo``, ``collections``),
+    eric-sse's own classes, and those classes of modules already imported which derive from eric-sse's messages,
+    listeners, queues, channels, connections or ``ObjectAsKeyValuePersistenceMixin``. No function is called by name, no
+    module is imported, and what could not be read back is refused when it is written. An object of the mixin is stored
+    as class path, constructor parameters and set-up values, wherever it stands.
+
+    Signatures are HMAC-SHA256 over the blob and the place it belongs to: the table and the key, or the queue. A blob
+    that was changed, moved to another key or written without a key is refused before pickle sees a byte.
+
+    Safe to share between threads, processes and databases. The guard keeps a forged blob from running code; it does not
+    keep it from costing time. Where others can write to the tables, sign.
+
+    :param allow: further classes that a blob may hold, enumerations among them
+    :param signing_keys: secrets of at least 16 bytes; the first signs, all verify, so that a key can be replaced
+    :param unrestricted: plain pickle, without the guard: for those who own every writer
+    :raises RepositoryError: for an entry of ``allow`` that is no class, and for a key that is too short
+    """
+
+    #: The largest blob written or read, in bytes.
+    max_blob_bytes: int = 64 * 1024 * 1024
+
+    def __init__(
+        self, *, allow: Iterable[type] = (), signing_keys: Iterable[bytes] = (), unrestricted: bool = False
+    ) -> None:
+        allow, signing_keys = tuple(allow), tuple(signing_keys)
+        for each in allow:
+            if not isinstance(each, type):
+                raise RepositoryError(f"allow= takes classes, and {each!r} is none") from TypeError(type(each).__name__)
+        for key in signing_keys:
+            if not isinstance(key, bytes) or len(key) < 16:
+                raise RepositoryError("signing_keys= takes secrets of at least 16 bytes, as bytes") from ValueError()
+        self.unrestricted = unrestricted
+        self._allowed = {(each.__module__, each.__qualname__): each for each in (*PLAIN_CLASSES, *allow)}
+        self._signing_keys = signing_keys
+
+    def encode(self, value: object, place: str) -> bytes:
+        """The blob of an object.
+
+        :param place: where the blob will stand: the table and its row's key or queue. The signature is bound to it.
+        :raises RepositoryError: when the object, or one inside it, could not be read back; it says which class
+        """
+        with repository_errors(f"an object of class {class_path(type(value))} can't be stored"):
+            buffer = io.BytesIO()
+            _Pickler(buffer, self).dump(value)
+            blob = buffer.getvalue()
+        if self._signing_keys:
+            blob = SIGNATURE_MARK + _signature(self._signing_keys[0], place, blob) + blob
+        self._check_size(len(blob))
+        return blob
+
+    def decode(self, blob: bytes, place: str, reference: HeldByReference | None = None) -> Any:
+        """The object of a blob.
+
+        :param place: where the blob stands, as it was given to :meth:`encode`
+        :param reference: what the references in the blob come back as: the database that loads it
+        :raises RepositoryError: when the blob is damaged, forged, unsigned where a signature is asked for, or holds a
+            class that is not allowed
+        """
+        self._check_size(len(blob))
+        pickled = self._verified(blob, place)
+        with repository_errors("a stored blob can't be read"):
+            return _unpickle(pickled, self, reference)
+
+    def find_class(self, module: str, name: str) -> type:
+        """The class of that exact module and qualified name, if a blob may hold it.
+
+        :raises RepositoryError: when it may not, or when its module is not imported
+        """
+        known = self._allowed.get((module, name))
+        if known is not None:
+            return known
+        if self.unrestricted:
+            __import__(module)
+        loaded = sys.modules.get(module)
+        if not isinstance(loaded, ModuleType):
+            raise RepositoryError(f"class {module}.{name} is of a module that is not imported; import {module} first")
+        # The plain dictionary, for the attribute access of a lazy module imports.
+        found = ModuleType.__getattribute__(loaded, "__dict__").get(name)
+        exact = isinstance(found, type) and (found.__module__, found.__qualname__) == (module, name)
+        if exact and (self.unrestricted or _is_eric_sse_class(found)):
+            return cast(type, found)
+        raise RepositoryError(
+            f"class {module}.{name} is not allowed in a blob; if it is yours, allow it with "
+            f"PickleCodec(allow=[{name}]), or store plain data instead"
+        )
+
+    def admit(self, cls: type) -> None:
+        """Refuse a class that :meth:`find_class` would not give back.
+
+        :raises RepositoryError: with the same message
+        """
+        if self.find_class(cls.__module__, cls.__qualname__) is not cls:
+            raise RepositoryError(f"class {class_path(cls)} is not the one that its module now has under that name")
+
+    def find_persistable(self, path: str) -> type[ObjectAsKeyValuePersistenceMixin]:
+        """The class of a ``class_path`` of the mixin, which must be a subclass of the mixin.
+
+        :raises RepositoryError: when it is not, or is not allowed
+        """
+        module, _, name = path.rpartition(".")
+        cls = self.find_class(module, name)
+        if ObjectAsKeyValuePersistenceMixin not in cls.__mro__:
+            raise RepositoryError(f"class {path} does not derive from ObjectAsKeyValuePersistenceMixin")
+        return cls
+
+    def _check_size(self, size: int) -> None:
+        if size > self.max_blob_bytes:
+            raise RepositoryError(f"a blob must be at most {self.max_blob_bytes} bytes, not {size}") from ValueError(
+                size
+            )
+
+    def _verified(self, blob: bytes, place: str) -> bytes:
+        """The pickle in a blob, its signature checked."""
+        signed = blob.startswith(SIGNATURE_MARK)
+        if not self._signing_keys:
+            if signed:
+                raise RepositoryError("a stored blob is signed; give its key with PickleCodec(signing_keys=[...])")
+            return blob
+        start = len(SIGNATURE_MARK) + SIGNATURE_BYTES
+        signature, pickled = blob[len(SIGNATURE_MARK) : start], blob[start:]
+        if not signed or not any(
+            hmac.compare_digest(signature, _signature(key, place, pickled)) for key in self._signing_keys
+        ):
+            raise RepositoryError(
+                f"the blob of {place} has no valid signature; it was not written there with these keys"
+            )
+        return pickled
+
+
+def _signature(key: bytes, place: str, pickled: bytes) -> bytes:
+    return hmac.digest(key, place.encode() + b"\0" + pickled, "sha256")  # no place holds a NUL
+
+
+def _is_eric_sse_class(cls: type) -> bool:
+    return cls.__module__.partition(".")[0] == "eric_sse" or any(base in cls.__mro__ for base in ERIC_SSE_BASES)
+
+
+class _Pickler(pickle.Pickler):
+    """Writes only what :func:`_unpickle` reads with the same codec."""
+
+    def __init__(self, buffer: io.BytesIO, codec: PickleCodec) -> None:
+        super().__init__(buffer, PROTOCOL)
+        self._codec = codec
+
+    def reducer_override(self, obj: Any) -> Any:
+        """Called for whatever is not an exact builtin value, classes and functions included."""
+        if isinstance(obj, type):
+            if not self._codec.unrestricted:
+                self._codec.admit(obj)
+            return NotImplemented
+        if isinstance(obj, HeldByReference):
+            return _reference, ()
+        if isinstance(obj, ObjectAsKeyValuePersistenceMixin):
+            stored = obj.kv_as_dict
+            self._codec.find_persistable(stored["class_path"])
+            parameters = stored["class_path"], stored["constructor_parameters"]
+            return _construct, parameters, (stored["setup_dict"],), None, None, _set_up
+        if self._codec.unrestricted or any(obj is mark for mark in _MARKS):
+            return NotImplemented
+        if isinstance(obj, InMemoryQueue):
+            raise RepositoryError(
+                f"class {class_path(type(obj))} keeps its messages in this process and can't be stored; "
+                "use eric_sse_sql.SqlQueue"
+            )
+        return _reduced(obj)
+
+
+def _reduced(obj: Any) -> Any:
+    """How an object of some class is written: through classes alone, never through a function."""
+    if isinstance(obj, (FunctionType, BuiltinFunctionType, MethodType)):
+        raise RepositoryError(f"the function {obj.__qualname__} can't be stored; store data instead")
+    if isinstance(obj, Enum):  # some releases of Python write getattr() instead
+        return type(obj), (obj.value,)
+    if isinstance(obj, zoneinfo.ZoneInfo) and obj.key is not None:
+        return type(obj), (obj.key,)
+    reduce = copyreg.dispatch_table.get(type(obj))
+    reduced = reduce(obj) if reduce else obj.__reduce_ex__(PROTOCOL)
+    if isinstance(reduced, str):
+        raise RepositoryError(f"the global {reduced} can't be stored; store data instead")
+    return reduced
+
+
+# What the pickles of this package name instead of functions; _Unpickler puts its own methods in their place.
+def _construct(path: str, parameters: dict[str, Any]) -> None: ...
+def _set_up(obj: object, state: tuple[dict[str, Any]]) -> None: ...
+def _reference() -> None: ...
+
+
+_MARKS = (_construct, _set_up, _reference)
+
+
+class _Unpickler(pickle.Unpickler):
+    """Builds what the codec allows."""
+
+    def __init__(self, buffer: io.BytesIO, codec: PickleCodec, reference: HeldByReference | None) -> None:
+        super().__init__(buffer)
+        self._codec = codec
+        self._held = reference
+
+    def find_class(self, module: str, name: str) -> Callable[..., Any]:
+        if module == __name__ and name in ("_construct", "_set_up", "_reference"):
+            mark: Callable[..., Any] = getattr(self, name)
+            return mark
+        if self._codec.unrestricted:
+            found: Callable[..., Any] = super().find_class(module, name)
+            return found
+        return self._codec.find_class(module, name)
+
+    def _construct(self, path: str, parameters: dict[str, Any]) -> ObjectAsKeyValuePersistenceMixin:
+        return self._codec.find_persistable(path)(**parameters)
+
+    def _set_up(self, obj: object, state: tuple[dict[str, Any]]) -> None:
+        if not isinstance(obj, ObjectAsKeyValuePersistenceMixin):
+            raise RepositoryError(f"class {class_path(type(obj))} is not one that is set up from a dictionary")
+        (setup,) = state
+        obj.kv_setup_by_dict(setup)
+
+    def _reference(self) -> HeldByReference:
+        if self._held is None:
+            raise RepositoryError("the object refers to a database, and none loads it")
+        return self._held
+
+
+def _unpickle(pickled: bytes, codec: PickleCodec, reference: HeldByReference | None) -> Any:
+    """The only place that unpickles."""
+    if not codec.unrestricted and _is_plain(pickled):
+        return pickle.loads(pickled)  # noqa: S301 - nothing in it names a class
+    return _Unpickler(io.BytesIO(pickled), codec, reference).load()
+
+
+def _widths(table: dict[int, str]) -> bytes:
+    """For each opcode its width in bytes with a fixed argument; 0 for all others."""
+    return bytes(next((width for width, ops in table.items() if chr(op) in ops), 0) for op in range(256))
+
+
+# The opcodes that a protocol 5 pickler writes, and no others (the C source: Modules/_pickle.c). Those with a memo
+# index of their own choice, which make the unpickler allocate up to 64 GiB, are not among them.
+_FIXED = _widths(
+    {
+        1: "()N]}01aestu\x85\x86\x87\x88\x89\x8f\x90\x91\x94",
+        2: "\x80Kh",
+        3: "M",
+        5: "Jj",
+        9: "G\x95",
+    }
+)
+_ONE_BYTE_LENGTH = frozenset(b"\x8cC\x8a")
+_LONGER_LENGTH = {ord("X"): 4, ord("B"): 4, 0x8B: 4, 0x8D: 8, 0x8E: 8, 0x96: 8}
+_NAMES_CLASSES = frozenset(b"\x81\x92\x93Rb")
+_STOP = ord(".")
+
+
+def _is_plain(pickled: bytes) -> bool:
+    """Whether a pickle names no class. Walks its opcodes, so that pickle never sees a malformed one.
+
+    :raises RepositoryError: when it is cut short, goes on behind its end, or has opcodes that this package never writes
+    """
+    plain = True
+    at, end = 0, len(pickled)
+    while at < end:
+        op = pickled[at]
+        width = _FIXED[op]
+        if op == _STOP:
+            if at + 1 == end:
+                return plain
+            break
+        if width:
+            at += width
+        elif op in _ONE_BYTE_LENGTH:
+            at += 2 + pickled[at + 1] if at + 1 < end else end
+        elif op in _NAMES_CLASSES:
+            plain = False
+            at += 1
+        elif op in _LONGER_LENGTH:
+            size = _LONGER_LENGTH[op]
+            at += 1 + size + int.from_bytes(pickled[at + 1 : at + 1 + size], "little")
+        else:
+            break
+    raise RepositoryError("a stored blob is damaged: it is no pickle of this package")

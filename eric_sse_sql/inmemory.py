@@ -1,0 +1,76 @@
+"""The seed's four in-memory classes, each on a SQLite database of its own in memory.
+
+They are what the repositories over a file or a server are: objects are stored as copies, and what can't be stored there
+is refused here too. The tables are made at once. Nobody else can write to them, so every class may be in them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from eric_sse.connection import Connection
+from eric_sse.entities import AbstractChannel
+from eric_sse.queues import Queue
+
+from eric_sse_sql.codec import PickleCodec
+from eric_sse_sql.database import Database
+from eric_sse_sql.models import Base
+from eric_sse_sql.repositories import ChannelRepository, ConnectionRepository, QueueRepository, parts_of
+from eric_sse_sql.storage import SqlStorageEngine
+
+__all__ = [
+    "InMemoryChannelRepository",
+    "InMemoryConnectionRepository",
+    "InMemoryQueueRepository",
+    "InMemoryStorage",
+]
+
+
+class InMemoryStorage(SqlStorageEngine):
+    """A storage engine in memory.
+
+    :param objects: values to begin with, by key
+    """
+
+    def __init__(self, objects: dict[str, Any] | None = None) -> None:
+        database = Database("sqlite://", codec=PickleCodec(unrestricted=True))
+        Base.metadata.create_all(database.engine)
+        super().__init__(database)
+        for key, value in (objects or {}).items():
+            self.upsert(key, value)
+
+
+class InMemoryConnectionRepository(ConnectionRepository):
+    """Connections in memory.
+
+    :param connections: connections to begin with, by id; they belong to no channel yet
+    """
+
+    def __init__(self, connections: dict[str, Connection] | None = None) -> None:
+        super().__init__(InMemoryStorage())
+        for connection_id, connection in (connections or {}).items():
+            self._relations.persist_connection(connection_id, parts_of(connection), None)
+
+
+class InMemoryChannelRepository(ChannelRepository):
+    """Channels in memory.
+
+    :param channels: channels to begin with, by id
+    """
+
+    def __init__(self, channels: dict[str, AbstractChannel] | None = None) -> None:
+        super().__init__(InMemoryStorage())
+        for channel_id, channel in (channels or {}).items():
+            self._persist(channel_id, channel)
+
+
+class InMemoryQueueRepository(QueueRepository):
+    """Queues in memory.
+
+    :param queues: queues to begin with, by id
+    """
+
+    def __init__(self, queues: dict[str, Queue] | None = None) -> None:
+        super().__init__(InMemoryStorage())
+        for queue_id, queue in (queues or {}).items():
+            self._storage.upsert(queue_id, queue)

@@ -1,0 +1,209 @@
+"""The seed's four repositories: listeners and queues by their ids, connections by their channel, channels with all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from eric_sse.connection import Connection
+from eric_sse.entities import AbstractChannel
+from eric_sse.exception import RepositoryError
+from eric_sse.listener import MessageQueueListener
+from eric_sse.queues import Queue
+
+from eric_sse_sql import contract
+from eric_sse_sql.codec import class_path
+from eric_sse_sql.contract import (
+    ChannelRepositoryInterface,
+    ConnectionRepositoryInterface,
+    KvStorageEngine,
+    ListenerRepositoryInterface,
+    QueueRepositoryInterface,
+)
+from eric_sse_sql.models import checked
+from eric_sse_sql.relations import Parts, Relations
+from eric_sse_sql.storage import SqlStorageEngine
+
+
+class ListenerRepository(ListenerRepositoryInterface):
+    """Listeners by their own id.
+
+    In a :class:`SqlStorageEngine` they are kept apart from its values and are those of the connections in its database;
+    in any other engine they are values under their ids.
+
+    :param storage_engine: any ``KvStorageEngine``
+    """
+
+    def __init__(self, storage_engine: KvStorageEngine) -> None:
+        relations = _relations(storage_engine)
+        self._storage = relations.listeners if relations else storage_engine
+
+    def load(self, listener_id: str) -> MessageQueueListener:
+        """The listener of an id.
+
+        :raises ItemNotFound: when there is none
+        """
+        listener: MessageQueueListener = self._storage.fetch_one(listener_id)
+        return listener
+
+    def persist(self, listener: MessageQueueListener) -> None:
+        """Store a listener, in place of the one that had its id."""
+        self._storage.upsert(listener.id, listener)
+
+    def delete(self, listener_id: str) -> None:
+        """Delete a listener and the connections that need it, if it is there."""
+        self._storage.delete(listener_id)
+
+
+class QueueRepository(QueueRepositoryInterface):
+    """Queues by their own id. Where they are kept: as with :class:`ListenerRepository`.
+
+    :param storage_engine: any ``KvStorageEngine``
+    """
+
+    def __init__(self, storage_engine: KvStorageEngine) -> None:
+        self._relations = _relations(storage_engine)
+        self._storage = self._relations.queues if self._relations else storage_engine
+
+    def load(self, queue_id: str) -> Queue:
+        """The queue of an id.
+
+        :raises ItemNotFound: when there is none
+        """
+        queue: Queue = self._storage.fetch_one(queue_id)
+        return queue
+
+    def persist(self, queue: Queue) -> None:
+        """Store a queue, in place of the one that had its id.
+
+        :raises RepositoryError: when the queue has no id, or keeps its messages in this process
+        """
+        queue_id = getattr(queue, "id", None)
+        if queue_id is None:
+            raise RepositoryError(f"a queue of class {class_path(type(queue))} has no id; use eric_sse_sql.SqlQueue")
+        self._storage.upsert(queue_id, queue)
+
+    def delete(self, queue_id: str) -> None:
+        """Delete a queue, its messages and the connections that need it, if it is there."""
+        if self._relations:
+            self._relations.delete_queue(queue_id)
+        else:
+            self._storage.delete(queue_id)
+
+
+class ConnectionRepository(ConnectionRepositoryInterface):
+    """Connections by their own id and by their channel. Each call is atomic. They come back as plain ``Connection``.
+
+    :param storage_engine: a :class:`SqlStorageEngine`; the connections are those of its database
+    :raises RepositoryError: when it is another engine
+    """
+
+    def __init__(self, storage_engine: SqlStorageEngine) -> None:
+        self._relations = _needed_relations(self, storage_engine)
+
+    def load_all(self, channel_id: str) -> Iterator[Connection]:
+        """The connections of a channel, ordered by id: one statement, a join, however many there are."""
+        return self._relations.connections(channel_id)
+
+    def load_one(self, connection_id: str) -> Connection:
+        """The connection of an id.
+
+        :raises ItemNotFound: when there is none
+        """
+        return self._relations.connection(connection_id)
+
+    def persist(self, connection: Connection, channel_id: str | None = None) -> None:
+        """Store a connection, its listener and its queue.
+
+        :param channel_id: the channel that it belongs to. Without one, a known connection keeps its channel, and a new
+            one belongs to none yet
+        :raises ItemNotFound: when the channel is not persisted
+        :raises RepositoryError: when the listener or the queue can't be stored; nothing is then
+        """
+        self._relations.persist_connection(contract.identify(connection), parts_of(connection), channel_id)
+
+    def delete(self, connection_id: str) -> None:
+        """Delete a connection, if it is there: with its messages, its listener and its queue.
+
+        A listener or queue that another connection has too stays.
+        """
+        self._relations.delete_connection(connection_id)
+
+
+# Ids of the connections that a channel object was loaded or persisted with, by what it keeps its connections in.
+_known: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()
+
+
+class ChannelRepository(ChannelRepositoryInterface):
+    """Channels with their connections. Each call is atomic, and a constant number of statements.
+
+    :param storage_engine: a :class:`SqlStorageEngine`; the channels are those of its database
+    :raises RepositoryError: when it is another engine
+    """
+
+    def __init__(self, storage_engine: SqlStorageEngine) -> None:
+        self._relations = _needed_relations(self, storage_engine)
+        self.connection_repository = ConnectionRepository(storage_engine)
+
+    def load_all(self) -> Iterator[AbstractChannel]:
+        """All channels, their connections registered, ordered by id: two statements for each hundred."""
+        for channel, connections in self._relations.channels():
+            yield _with_connections(channel, connections)
+
+    def load_one(self, channel_id: str) -> AbstractChannel:
+        """The channel of an id, its connections registered.
+
+        :raises ItemNotFound: when there is none
+        """
+        return _with_connections(*self._relations.channel(channel_id))
+
+    def persist(self, channel: AbstractChannel) -> None:
+        """Store a channel and the connections registered with it.
+
+        A connection that this channel object was loaded or persisted with, and has no more, is deleted with its
+        messages. One that it never knew stays: another process may have added it.
+
+        :raises RepositoryError: when the channel, a listener or a queue can't be stored; nothing is then
+        """
+        self._persist(channel.id, channel)
+
+    def delete(self, channel_id: str) -> None:
+        """Delete a channel, if it is there: with its connections, their messages, listeners and queues.
+
+        A listener or queue that a connection of another channel has too stays.
+        """
+        self._relations.delete_channel(channel_id)
+
+    def _persist(self, channel_id: str, channel: AbstractChannel) -> None:
+        registry = contract.connection_registry(channel)
+        connections = [Parts(*parts) for parts in contract.registered_connections(channel)]
+        _known[registry] = self._relations.persist_channel(
+            checked("a channel id", channel_id), channel, connections, _known.get(registry, ())
+        )
+
+
+def _with_connections(channel: AbstractChannel, connections: list[Connection]) -> AbstractChannel:
+    for connection in connections:
+        contract.register(channel, connection)
+    _known[contract.connection_registry(channel)] = {contract.identify(connection) for connection in connections}
+    return channel
+
+
+def parts_of(connection: Connection) -> Parts:
+    """What a connection is stored as."""
+    return Parts(contract.identify(connection), connection.listener, connection.queue)
+
+
+def _relations(storage_engine: KvStorageEngine) -> Relations | None:
+    """The relational tables behind a storage engine, if it has any."""
+    return Relations(storage_engine.database) if isinstance(storage_engine, SqlStorageEngine) else None
+
+
+def _needed_relations(repository: object, storage_engine: object) -> Relations:
+    if not isinstance(storage_engine, SqlStorageEngine):
+        name = type(repository).__name__
+        raise RepositoryError(
+            f"{name} needs a SqlStorageEngine, whose database has the tables of channels and connections"
+        ) from TypeError(class_path(type(storage_engine)))
+    return Relations(storage_engine.database)

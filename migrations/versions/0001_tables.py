@@ -1,0 +1,86 @@
+"""Entries, channels, connections and messages.
+
+Revision: 0001
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "eric_sse_sql_0001"
+down_revision = None
+branch_labels = ("eric_sse_sql",)
+depends_on = None
+
+KEY = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
+MESSAGE_ID = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+
+
+def timestamp(name: str) -> sa.Column[object]:
+    return sa.Column(name, sa.DateTime(timezone=True), server_default=sa.func.current_timestamp(), nullable=False)
+
+
+def upgrade() -> None:
+    op.create_table(
+        "kv_entries",
+        sa.Column("key", KEY, nullable=False),
+        sa.Column("value", sa.LargeBinary(), nullable=False),
+        sa.Column("value_type", sa.Text(), nullable=False),
+        timestamp("created_at"),
+        timestamp("updated_at"),
+        sa.PrimaryKeyConstraint("key", name="pk_kv_entries"),
+    )
+    op.create_table(
+        "sse_channels",
+        sa.Column("id", KEY, nullable=False),
+        sa.Column("entry_key", KEY, nullable=False),
+        sa.Column("channel_type", sa.Text(), nullable=False),
+        timestamp("created_at"),
+        timestamp("updated_at"),
+        sa.PrimaryKeyConstraint("id", name="pk_sse_channels"),
+        sa.UniqueConstraint("entry_key", name="uq_sse_channels_entry_key"),
+        sa.ForeignKeyConstraint(
+            ["entry_key"], ["kv_entries.key"], name="fk_sse_channels_entry_key", ondelete="CASCADE"
+        ),
+    )
+    op.create_table(
+        "sse_connections",
+        sa.Column("id", KEY, nullable=False),
+        sa.Column("channel_id", KEY, nullable=True),
+        sa.Column("listener_id", KEY, nullable=False),
+        sa.Column("listener_key", KEY, nullable=False),
+        sa.Column("queue_id", KEY, nullable=False),
+        sa.Column("queue_key", KEY, nullable=False),
+        timestamp("created_at"),
+        timestamp("updated_at"),
+        sa.PrimaryKeyConstraint("id", name="pk_sse_connections"),
+        sa.ForeignKeyConstraint(
+            ["channel_id"], ["sse_channels.id"], name="fk_sse_connections_channel_id", ondelete="CASCADE"
+        ),
+        sa.ForeignKeyConstraint(
+            ["listener_key"], ["kv_entries.key"], name="fk_sse_connections_listener_key", ondelete="CASCADE"
+        ),
+        sa.ForeignKeyConstraint(
+            ["queue_key"], ["kv_entries.key"], name="fk_sse_connections_queue_key", ondelete="CASCADE"
+        ),
+    )
+    for column in ("channel_id", "listener_key", "queue_id", "queue_key"):
+        op.create_index(f"ix_sse_connections_{column}", "sse_connections", [column])
+    op.create_table(
+        "sse_messages",
+        sa.Column("id", MESSAGE_ID, sa.Identity(), nullable=False),
+        sa.Column("queue_id", KEY, nullable=False),
+        sa.Column("message_type", sa.Text(), nullable=False),
+        sa.Column("message", sa.LargeBinary(), nullable=False),
+        timestamp("created_at"),
+        sa.PrimaryKeyConstraint("id", name="pk_sse_messages"),
+        sqlite_autoincrement=True,
+        postgresql_with={"autovacuum_vacuum_scale_factor": 0, "autovacuum_vacuum_threshold": 1000},
+    )
+    op.create_index("ix_sse_messages_queue_id_id", "sse_messages", ["queue_id", "id"])
+
+
+def downgrade() -> None:
+    for table in ("sse_messages", "sse_connections", "sse_channels", "kv_entries"):
+        op.drop_table(table)

