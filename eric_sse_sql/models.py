@@ -97,14 +97,7 @@ class MessageRow(Base):
     message: Mapped[bytes] = mapped_column(LargeBinary)  # the pickle, after its signature where one is asked for
     created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.current_timestamp())
 
-    __table_args__ = (
-        Index(None, "queue_id", "id"),
-        {
-            "sqlite_autoincrement": True,
-            # Rows come and go as fast as messages do; dead ones at the head slow each pop down.
-            "postgresql_with": {"autovacuum_vacuum_scale_factor": 0, "autovacuum_vacuum_threshold": 1000},
-        },
-    )
+    __table_args__ = (Index(None, "queue_id", "id"), {"sqlite_autoincrement": True})
 
 
 TABLE_NAMES = frozenset(Base.metadata.tables)
