@@ -119,6 +119,7 @@ class Database(HeldByReference):
     Threads may share it. A forked child gets fresh connections where the engine was made here; an application that
     forks with an engine of its own disposes of it in the child, as SQLAlchemy asks
     (https://docs.sqlalchemy.org/en/20/core/pooling.html#using-connection-pools-with-multiprocessing-or-os-fork).
+    On SQLite, do not fork inside a transaction (https://www.sqlite.org/howtocorrupt.html, 2.6).
 
     A call of one statement runs in autocommit, a call of several in one transaction: READ COMMITTED on Postgres,
     BEGIN IMMEDIATE on SQLite, whatever the engine's default is. No table is made before :meth:`upgrade`.

@@ -303,7 +303,7 @@ class Relations:
 
     def channels(self) -> Iterator[tuple[AbstractChannel, list[Connection]]]:
         """All channels with their connections, by id: two statements a page."""
-        pages = keyset_pages(self._database, FIRST_CHANNELS, NEXT_CHANNELS, "", CHANNELS_A_PAGE)
+        pages = keyset_pages(self._database, FIRST_CHANNELS, NEXT_CHANNELS, "", CHANNELS_A_PAGE, CHANNELS_A_PAGE)
         for page in pages:
             with repository_errors("the connections can't be loaded"):
                 rows = self._database.run(OF_CHANNELS, first=page[0][0], last=page[-1][0])

@@ -136,19 +136,22 @@ class SqlStorageEngine(KvStorageEngine):
         return self.database.codec.decode(blob, _place(at), self.database)
 
     def _values(self, start: str) -> Iterator[Any]:
-        pages = keyset_pages(self.database, FIRST_PAGE, NEXT_PAGE, start, FIRST_PAGE_ROWS, end=_successor(start))
+        pages = keyset_pages(
+            self.database, FIRST_PAGE, NEXT_PAGE, start, FIRST_PAGE_ROWS, PAGE_ROWS, end=_successor(start)
+        )
         for page in pages:
             for at, blob in page:
                 yield self.value(at, blob)
 
 
 def keyset_pages(
-    database: Database, first: Statement, following: Statement, start: str, count: int, **parameters: Any
+    database: Database, first: Statement, following: Statement, start: str, count: int, most: int, **parameters: Any
 ) -> Iterator[Sequence[Row]]:
     """The pages of a result, each by a statement of its own that begins behind the last row of the one before.
 
     :param first: begins at ``start``; ``following`` begins behind it. Their rows have the key first, the blob last
-    :param count: how many rows the first page has; a later one has as many as fill :data:`PAGE_BYTES`
+    :param count: how many rows the first page has
+    :param most: how many a later one has at most; fewer, where so many would not fit :data:`PAGE_BYTES`
     """
     statement = first
     while True:
@@ -159,7 +162,7 @@ def keyset_pages(
         if len(rows) < count:
             return
         average = sum(len(row[-1]) for row in rows) // len(rows) + 1
-        statement, start, count = following, rows[-1][0], max(1, min(PAGE_ROWS, PAGE_BYTES // average))
+        statement, start, count = following, rows[-1][0], max(1, min(most, PAGE_BYTES // average))
 
 
 def _place(at: str) -> str:

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import URL, create_engine, event, make_url, text
 
-from eric_sse_sql import Database
+from eric_sse_sql import Database, SqlStorageEngine
+from eric_sse_sql.contract import ERIC_SSE_2_0, KvStorageEngine
 from eric_sse_sql.models import TABLE_NAMES
 
 BACKENDS = ("sqlite-memory", "sqlite-file", "postgres")
@@ -89,10 +90,37 @@ def shared_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[URL]:
 def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
     """A database with empty tables. None of its connections may be in use when the test ends."""
     with _url(request.param, request, tmp_path) as url, Database(url) as made:
-        if request.param != "postgres":
+        if request.param == "sqlite-memory":
             made.upgrade()
         yield made
         assert made.engine.pool.checkedout() == 0, "a connection leaked"
+
+
+@pytest.fixture(params=("memory", *BACKENDS))
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[KvStorageEngine]:
+    """An empty storage engine: eric-sse's own, in memory, which is the measure, and those of every database."""
+    if request.param == "memory":
+        yield upstream_storage()
+        return
+    with _url(request.param, request, tmp_path) as url, Database(url) as made:
+        if request.param == "sqlite-memory":
+            made.upgrade()
+        yield SqlStorageEngine(made)
+
+
+def upstream_storage() -> KvStorageEngine:
+    """eric-sse's storage engine in memory."""
+    if not ERIC_SSE_2_0:
+        from eric_sse.repository import InMemoryStorage
+
+        return InMemoryStorage()
+    from eric_sse.inmemory import InMemoryStorage as Seed
+
+    class Mended(Seed):
+        def delete(self, key: str) -> None:  # eric-sse 2.0 looks in its class, and always raises KeyError
+            self.objects.pop(key, None)
+
+    return Mended({})
 
 
 @contextmanager

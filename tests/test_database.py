@@ -1,0 +1,352 @@
+"""``Database``: transactions, threads, tasks, forks, and the application's own engine."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import table_counts
+from eric_sse.exception import NoMessagesException, RepositoryError
+from eric_sse.message import Message
+from sqlalchemy import URL, Engine, create_engine, event, text
+from sqlalchemy.exc import TimeoutError
+
+from eric_sse_sql import Database, SqlQueue, SqlStorageEngine
+from eric_sse_sql.contract import ItemNotFound
+
+
+class Boom(Exception):
+    pass
+
+
+# Transactions
+
+
+def test_what_is_done_inside_a_transaction_is_there_together(database: Database) -> None:
+    storage, queue = SqlStorageEngine(database), SqlQueue(database)
+    with database.transaction():
+        storage.upsert("a", 1)
+        queue.push(Message("m"))
+        assert storage.fetch_one("a") == 1
+    assert table_counts(database) == {"kv_entries": 1, "sse_channels": 0, "sse_connections": 0, "sse_messages": 1}
+
+
+def test_an_exception_takes_all_of_it_back_and_passes(database: Database) -> None:
+    storage, queue = SqlStorageEngine(database), SqlQueue(database)
+    queue.push(Message("m", "kept"))
+    with pytest.raises(Boom), database.transaction():
+        storage.upsert("a", 1)
+        queue.pop()
+        raise Boom
+    assert table_counts(database)["kv_entries"] == 0
+    assert queue.pop().payload == "kept"
+
+
+def test_an_inner_transaction_can_fail_alone(database: Database) -> None:
+    storage = SqlStorageEngine(database)
+    with database.transaction():
+        storage.upsert("outer", 1)
+        with pytest.raises(Boom), database.transaction():
+            storage.upsert("inner", 1)
+            raise Boom
+        with pytest.raises(NoMessagesException):
+            SqlQueue(database).pop()
+        storage.upsert("after", 1)
+    assert [storage.fetch_one(key) for key in ("outer", "after")] == [1, 1]
+    with pytest.raises(ItemNotFound):
+        storage.fetch_one("inner")
+
+
+def test_nobody_sees_a_transaction_before_it_is_committed(shared_url: URL) -> None:
+    with Database(shared_url) as database, Database(shared_url) as other:
+        with database.transaction():
+            SqlStorageEngine(database).upsert("a", 1)
+            with pytest.raises(ItemNotFound):
+                SqlStorageEngine(other).fetch_one("a")
+        assert SqlStorageEngine(other).fetch_one("a") == 1
+
+
+def test_another_thread_is_not_in_the_transaction(shared_url: URL) -> None:
+    with Database(shared_url) as database:
+        storage, found = SqlStorageEngine(database), []
+        with database.transaction():
+            storage.upsert("a", 1)
+            thread = threading.Thread(target=lambda: found.extend(storage.fetch_all()))
+            thread.start()
+            thread.join()
+        assert found == []
+
+
+def test_another_task_is_not_in_the_transaction(shared_url: URL) -> None:
+    async def main() -> list[object]:
+        with database.transaction():
+            storage.upsert("a", 1)
+
+            async def look() -> list[object]:  # a task that is made inside, and copies the context
+                return list(storage.fetch_all())
+
+            return await asyncio.create_task(look())
+
+    with Database(shared_url) as database:
+        storage = SqlStorageEngine(database)
+        assert asyncio.run(main()) == []
+
+
+def test_a_reader_of_sqlite_never_becomes_a_writer_too_late(tmp_path: Path) -> None:
+    """BEGIN IMMEDIATE: a transaction that reads first may still write when another has written in between."""
+    url = f"sqlite:///{tmp_path / 'a.db'}"
+    with Database(url) as database, Database(url) as other:
+        database.upgrade()
+        storage = SqlStorageEngine(database)
+        with database.transaction():
+            assert list(storage.fetch_all()) == []
+            thread = threading.Thread(target=SqlStorageEngine(other).upsert, args=("b", 2))
+            thread.start()
+            thread.join(0.2)
+            assert thread.is_alive()  # the other writer waits for its turn
+            storage.upsert("a", 1)
+        thread.join()
+        assert list(storage.fetch_all()) == [1, 2]
+
+
+# Engines
+
+
+def test_statements_take_the_same_way_whether_somebody_listens_or_not(database: Database) -> None:
+    storage, queue = SqlStorageEngine(database), SqlQueue(database)
+    storage.upsert("a", 1)
+    queue.push(Message("m", 1))
+    assert database._unobserved()
+    seen: list[str] = []
+    event.listen(database.engine, "before_cursor_execute", lambda *args: seen.append(args[2]))
+    assert not database._unobserved()
+    assert storage.fetch_one("a") == 1
+    assert queue.pop().payload == 1
+    storage.delete("a")
+    assert [statement.split()[0] for statement in seen] == ["SELECT", "DELETE", "DELETE"]
+
+
+def test_a_logged_engine_logs_every_statement(database: Database, caplog: pytest.LogCaptureFixture) -> None:
+    storage = SqlStorageEngine(database)
+    storage.upsert("a", "the value is a secret")
+    with caplog.at_level("INFO", logger="sqlalchemy.engine.Engine"):
+        database.engine.echo = True  # reads the level again
+        storage.upsert("a", "another secret")
+    assert "INSERT INTO kv_entries" in caplog.text
+    assert "secret" not in caplog.text  # parameters are hidden on an engine that was made here
+    database.engine.echo = False
+
+
+@pytest.fixture(params=["default", "serializable", "begin recipe", "autocommit"])
+def application_engine(request: pytest.FixtureRequest, shared_url: URL) -> Any:
+    """The application's own engine, in the ways that applications have them."""
+    options: dict[str, Any] = {}
+    if request.param in ("serializable", "autocommit"):
+        options["isolation_level"] = request.param.upper()
+    engine = create_engine(shared_url, **options)
+    if request.param == "begin recipe" and engine.dialect.name == "sqlite":
+        # https://docs.sqlalchemy.org/en/20/dialects/sqlite.html#sqlite-transactions
+        event.listen(engine, "connect", lambda connection, _: setattr(connection, "isolation_level", None))
+        event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
+    yield engine
+    assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+    engine.dispose()
+
+
+def test_an_engine_of_the_application_is_used_and_left_as_it_is(application_engine: Engine) -> None:
+    def settings() -> list[Any]:
+        with application_engine.connect() as connection:
+            if application_engine.dialect.name == "sqlite":
+                names = ("journal_mode", "foreign_keys", "synchronous", "busy_timeout")
+                return [connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in names]
+            return [connection.get_isolation_level(), connection.exec_driver_sql("SHOW search_path").scalar()]
+
+    before = settings()
+    database = Database(application_engine)
+    storage, queue = SqlStorageEngine(database), SqlQueue(database)
+    storage.upsert("a", 1)
+    queue.push(Message("m", 1))
+    with pytest.raises(Boom), database.transaction():
+        storage.upsert("a", 2)
+        queue.pop()
+        raise Boom
+    assert storage.fetch_one("a") == 1
+    assert queue.pop().payload == 1
+    assert not database._unobserved()
+    database.close()
+    assert settings() == before
+    with application_engine.connect() as connection:  # closing the Database does not close the engine
+        assert connection.scalar(text("SELECT count(*) FROM kv_entries")) == 1
+
+
+def test_pop_is_read_committed_whatever_the_engine_is(postgres_server: URL, migrated_postgres: URL) -> None:
+    strict = migrated_postgres.update_query_dict({"options": "-c default_transaction_isolation=serializable"})
+    with Database(strict) as database:
+        queue = SqlQueue(database)
+        with database.transaction():
+            queue.push(Message("m"))
+            (level,) = database._current().exec_driver_sql("SHOW transaction_isolation").one()  # type: ignore[union-attr]
+            assert level == "read committed"
+        assert queue.pop().type == "m"
+
+
+def test_sqlite_engines_made_here_are_set_up_for_many_processes(tmp_path: Path) -> None:
+    with Database(f"sqlite:///{tmp_path / 'a.db'}") as database, database.engine.connect() as connection:
+        pragma = {
+            name: connection.exec_driver_sql(f"PRAGMA {name}").scalar()
+            for name in ("journal_mode", "foreign_keys", "busy_timeout", "synchronous")
+        }
+    assert pragma == {"journal_mode": "wal", "foreign_keys": 1, "busy_timeout": 30_000, "synchronous": 2}
+
+
+def test_a_timeout_in_the_url_is_kept(tmp_path: Path) -> None:
+    with Database(f"sqlite:///{tmp_path / 'a.db'}?timeout=2") as database, database.engine.connect() as connection:
+        assert connection.exec_driver_sql("PRAGMA busy_timeout").scalar() == 2_000
+
+
+def test_a_locked_sqlite_database_is_an_error_that_says_so(tmp_path: Path) -> None:
+    with Database(f"sqlite:///{tmp_path / 'a.db'}?timeout=0.1") as database:
+        database.upgrade()
+        writer = sqlite3.connect(tmp_path / "a.db", isolation_level=None)
+        writer.execute("BEGIN IMMEDIATE")
+        for call in (lambda: SqlStorageEngine(database).upsert("a", 1), SqlQueue(database).pop):
+            with pytest.raises(RepositoryError, match="another writer holds the SQLite database") as caught:
+                call()
+            assert isinstance(caught.value.__cause__, sqlite3.OperationalError)
+        writer.execute("ROLLBACK")
+        writer.close()
+        SqlStorageEngine(database).upsert("a", 1)
+
+
+def test_a_pool_without_free_connection_is_an_error_that_says_so(tmp_path: Path) -> None:
+    engine = create_engine(f"sqlite:///{tmp_path / 'a.db'}", pool_size=1, max_overflow=0, pool_timeout=0.05)
+    database = Database(engine)
+    database.upgrade()
+    with engine.connect(), pytest.raises(RepositoryError, match="pool_size") as caught:
+        SqlStorageEngine(database).upsert("a", 1)
+    assert isinstance(caught.value.__cause__, TimeoutError)
+    SqlStorageEngine(database).upsert("a", 1)
+    engine.dispose()
+
+
+def test_a_connection_that_the_server_closed_is_replaced(migrated_postgres: URL) -> None:
+    with Database(migrated_postgres) as database, Database(migrated_postgres) as other:
+        storage = SqlStorageEngine(database)
+        storage.upsert("a", 1)
+        with other.engine.connect() as connection:
+            kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
+            connection.execute(text(f"{kill} AND datname = current_database()"))
+        with pytest.raises(RepositoryError, match="closed the connection"):
+            storage.fetch_one("a")
+        assert storage.fetch_one("a") == 1
+        storage.delete("a")
+
+
+def test_tables_can_be_in_a_schema_of_their_own(migrated_postgres: URL) -> None:
+    with Database(migrated_postgres, schema='odd "Schema"') as database, Database(migrated_postgres) as public:
+        database.upgrade()
+        database.check()
+        storage = SqlStorageEngine(database)
+        storage.upsert("a", 1)
+        assert list(storage.fetch_all()) == [1]
+        assert list(SqlStorageEngine(public).fetch_all()) == []
+        queue = SqlQueue(database)
+        queue.push(Message("m", 1))
+        assert queue.pop().payload == 1
+        with public.engine.begin() as connection:
+            connection.execute(text('DROP SCHEMA "odd ""Schema""" CASCADE'))
+
+
+def test_a_schema_is_refused_on_sqlite() -> None:
+    with pytest.raises(RepositoryError, match="schema= is for Postgres"):
+        Database("sqlite://", schema="app")
+
+
+def test_a_plain_postgresql_url_means_psycopg_3() -> None:
+    with Database("postgresql://somebody:secret@localhost/app") as database:
+        assert database.engine.dialect.driver == "psycopg"
+        assert "secret" not in repr(database)
+
+
+# Life
+
+
+def test_a_closed_database_refuses_to_work(database: Database) -> None:
+    storage, queue = SqlStorageEngine(database), SqlQueue(database)
+    database.close()
+    database.close()
+    for call in (lambda: storage.upsert("a", 1), queue.pop, database.check, database.upgrade):
+        with pytest.raises(RepositoryError, match="closed"):
+            call()
+
+
+def test_making_a_database_makes_no_tables(tmp_path: Path) -> None:
+    path = tmp_path / "never.db"
+    with Database(f"sqlite:///{path}") as database:
+        SqlStorageEngine(database)
+        SqlQueue(database)
+    assert not path.exists()
+
+
+def test_threads_share_a_database(database: Database) -> None:
+    storage = SqlStorageEngine(database)
+    errors: list[BaseException] = []
+
+    def work(who: int) -> None:
+        try:
+            for n in range(30):
+                storage.upsert(f"{who}/{n}", n)
+                with database.transaction():
+                    assert storage.fetch_one(f"{who}/{n}") == n
+                    storage.upsert(f"{who}/{n}", -n)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(who,)) for who in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert sorted(storage.fetch_all()) == sorted(-n for n in range(30) for _ in range(6))
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_forked_child_gets_connections_of_its_own(shared_url: URL) -> None:
+    with Database(shared_url) as database:
+        storage = SqlStorageEngine(database)
+        storage.upsert("parent", 1)  # leaves a connection in the pool
+        with fork(lambda: [storage.upsert(f"child {n}", n) for n in range(20)]):
+            for n in range(20):
+                storage.upsert(f"parent {n}", n)
+        assert len(list(storage.fetch_all())) == 41
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_child_forked_inside_a_transaction_is_outside_of_it(migrated_postgres: URL) -> None:
+    with Database(migrated_postgres) as database:
+        storage = SqlStorageEngine(database)
+        with database.transaction():
+            storage.upsert("parent", 1)
+            with fork(lambda: storage.upsert("child", len(list(storage.fetch_all())))):
+                pass
+        assert list(storage.fetch_all()) == [0, 1]
+        for key in ("parent", "child"):
+            storage.delete(key)
+
+
+@contextmanager
+def fork(work: Any) -> Iterator[None]:
+    """Do some work in a forked child meanwhile."""
+    child = multiprocessing.get_context("fork").Process(target=work)
+    child.start()
+    yield
+    child.join(60)
+    assert child.exitcode == 0
