@@ -14,6 +14,7 @@ import sys
 import uuid
 import zoneinfo
 from collections.abc import Callable, Iterable
+from contextvars import ContextVar
 from enum import Enum
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any, cast
@@ -32,14 +33,10 @@ from eric_sse_sql.errors import repository_errors
 PROTOCOL = 5
 SIGNATURE_MARK = b"HMAC-SHA256:"  # no pickle of ours begins so
 SIGNATURE_BYTES = 32
+OPCODES_OF_NEW = ("__newobj__", "__newobj_ex__")  # functions that the pickler turns into opcodes
 
-ERIC_SSE_BASES = (
-    MessageContract,
-    MessageQueueListener,
-    Queue,
-    AbstractChannel,
-    Connection,
-    ObjectAsKeyValuePersistenceMixin,
+ERIC_SSE_BASES = frozenset(
+    (MessageContract, MessageQueueListener, Queue, AbstractChannel, Connection, ObjectAsKeyValuePersistenceMixin)
 )
 
 # Not among them: range, bytes and bytearray, which fill the memory when called with a number, and str, which imports a
@@ -122,7 +119,7 @@ class PickleCodec:
             if not isinstance(key, bytes) or len(key) < 16:
                 raise RepositoryError("signing_keys= takes secrets of at least 16 bytes, as bytes") from ValueError()
         self.unrestricted = unrestricted
-        self._allowed = {(each.__module__, each.__qualname__): each for each in (*PLAIN_CLASSES, *allow)}
+        self._allowed = {(each.__module__, each.__qualname__): each for each in (*PLAIN_CLASSES, *_MARKS, *allow)}
         self._signing_keys = signing_keys
 
     def encode(self, value: object, place: str) -> bytes:
@@ -148,10 +145,9 @@ class PickleCodec:
         :raises RepositoryError: when the blob is damaged, forged, unsigned where a signature is asked for, or holds a
             class that is not allowed
         """
-        self._check_size(len(blob))
-        pickled = self._verified(blob, place)
         with repository_errors("a stored blob can't be read"):
-            return _unpickle(pickled, self, reference)
+            self._check_size(len(blob))
+            return _unpickle(self._verified(blob, place), self, reference)
 
     def find_class(self, module: str, name: str) -> type:
         """The class of that exact module and qualified name, if a blob may hold it.
@@ -164,11 +160,11 @@ class PickleCodec:
         if self.unrestricted:
             __import__(module)
         loaded = sys.modules.get(module)
-        if not isinstance(loaded, ModuleType):
+        if not issubclass(type(loaded), ModuleType):
             raise RepositoryError(f"class {module}.{name} is of a module that is not imported; import {module} first")
-        # The plain dictionary, for the attribute access of a lazy module imports.
-        found = ModuleType.__getattribute__(loaded, "__dict__").get(name)
-        exact = isinstance(found, type) and (found.__module__, found.__qualname__) == (module, name)
+        # The plain dictionary and the real type, for any attribute access may import where module or object is lazy.
+        found = ModuleType.__getattribute__(cast(ModuleType, loaded), "__dict__").get(name)
+        exact = issubclass(type(found), type) and (found.__module__, found.__qualname__) == (module, name)
         if exact and (self.unrestricted or _is_eric_sse_class(found)):
             return cast(type, found)
         raise RepositoryError(
@@ -224,7 +220,7 @@ def _signature(key: bytes, place: str, pickled: bytes) -> bytes:
 
 
 def _is_eric_sse_class(cls: type) -> bool:
-    return cls.__module__.partition(".")[0] == "eric_sse" or any(base in cls.__mro__ for base in ERIC_SSE_BASES)
+    return not ERIC_SSE_BASES.isdisjoint(cls.__mro__) or cls.__module__.partition(".")[0] == "eric_sse"
 
 
 class _Pickler(pickle.Pickler):
@@ -241,83 +237,119 @@ class _Pickler(pickle.Pickler):
                 self._codec.admit(obj)
             return NotImplemented
         if isinstance(obj, HeldByReference):
-            return _reference, ()
+            return _Reference, ()
         if isinstance(obj, ObjectAsKeyValuePersistenceMixin):
             stored = obj.kv_as_dict
             self._codec.find_persistable(stored["class_path"])
             parameters = stored["class_path"], stored["constructor_parameters"]
-            return _construct, parameters, (stored["setup_dict"],), None, None, _set_up
-        if self._codec.unrestricted or any(obj is mark for mark in _MARKS):
-            return NotImplemented
+            return _Construct, parameters, (stored["setup_dict"],), None, None, _SetUp
         if isinstance(obj, InMemoryQueue):
             raise RepositoryError(
                 f"class {class_path(type(obj))} keeps its messages in this process and can't be stored; "
                 "use eric_sse_sql.SqlQueue"
             )
-        return _reduced(obj)
+        return _reduced(obj, self._codec.unrestricted)
 
 
-def _reduced(obj: Any) -> Any:
-    """How an object of some class is written: through classes alone, never through a function."""
+def _reduced(obj: Any, unrestricted: bool) -> Any:
+    """How an object is written: unless unrestricted, through classes alone, never through a function."""
     if isinstance(obj, (FunctionType, BuiltinFunctionType, MethodType)):
+        if unrestricted:
+            return NotImplemented
         raise RepositoryError(f"the function {obj.__qualname__} can't be stored; store data instead")
     if isinstance(obj, Enum):  # some releases of Python write getattr() instead
-        return type(obj), (obj.value,)
+        return type(obj), (obj._value_,)
     if isinstance(obj, zoneinfo.ZoneInfo) and obj.key is not None:
         return type(obj), (obj.key,)
     reduce = copyreg.dispatch_table.get(type(obj))
-    reduced = reduce(obj) if reduce else obj.__reduce_ex__(PROTOCOL)
-    if isinstance(reduced, str):
-        raise RepositoryError(f"the global {reduced} can't be stored; store data instead")
-    return reduced
+    reduced: Any = reduce(obj) if reduce else obj.__reduce_ex__(PROTOCOL)
+    if not unrestricted and not (isinstance(reduced[0], type) or getattr(reduced[0], "__name__", "") in OPCODES_OF_NEW):
+        raise RepositoryError(
+            f"class {class_path(type(obj))} is pickled by the name of a function or a global and can't be stored; "
+            "store plain data instead"
+        )
+    if isinstance(reduced, str) or len(reduced) < 3 or reduced[2] is None:
+        return reduced
+    make, arguments, state, items, pairs, set_state = (*reduced, None, None, None)[:6]
+    return make, arguments, state, items, pairs, set_state or _SetState
 
 
-# What the pickles of this package name instead of functions; _Unpickler puts its own methods in their place.
-def _construct(path: str, parameters: dict[str, Any]) -> None: ...
-def _set_up(obj: object, state: tuple[dict[str, Any]]) -> None: ...
-def _reference() -> None: ...
+# What a pickle of this package calls. All are classes, for it names nothing else, but none of them is ever made. Their
+# names stand in stored blobs.
+class _Construct:
+    """Makes an object of the mixin."""
+
+    def __new__(cls, path: str, parameters: dict[str, Any]) -> Any:
+        codec, _ = _loading.get()
+        return codec.find_persistable(path)(**parameters)
 
 
-_MARKS = (_construct, _set_up, _reference)
+class _SetUp:
+    """Sets up an object of the mixin."""
 
-
-class _Unpickler(pickle.Unpickler):
-    """Builds what the codec allows."""
-
-    def __init__(self, buffer: io.BytesIO, codec: PickleCodec, reference: HeldByReference | None) -> None:
-        super().__init__(buffer)
-        self._codec = codec
-        self._held = reference
-
-    def find_class(self, module: str, name: str) -> Callable[..., Any]:
-        if module == __name__ and name in ("_construct", "_set_up", "_reference"):
-            mark: Callable[..., Any] = getattr(self, name)
-            return mark
-        if self._codec.unrestricted:
-            found: Callable[..., Any] = super().find_class(module, name)
-            return found
-        return self._codec.find_class(module, name)
-
-    def _construct(self, path: str, parameters: dict[str, Any]) -> ObjectAsKeyValuePersistenceMixin:
-        return self._codec.find_persistable(path)(**parameters)
-
-    def _set_up(self, obj: object, state: tuple[dict[str, Any]]) -> None:
+    def __new__(cls, obj: object, state: tuple[dict[str, Any]]) -> Any:
         if not isinstance(obj, ObjectAsKeyValuePersistenceMixin):
             raise RepositoryError(f"class {class_path(type(obj))} is not one that is set up from a dictionary")
         (setup,) = state
         obj.kv_setup_by_dict(setup)
 
-    def _reference(self) -> HeldByReference:
-        if self._held is None:
+
+class _SetState:
+    """Gives an object its state, as the opcode BUILD does; which would do it to a class, too, or an enum's member."""
+
+    def __new__(cls, obj: Any, state: Any) -> Any:
+        if isinstance(obj, (type, Enum)):
+            raise RepositoryError("a stored blob is damaged: it changes a class, or a member of an enumeration")
+        if hasattr(obj, "__setstate__"):
+            obj.__setstate__(state)
+            return
+        attributes, slots = state if isinstance(state, tuple) and len(state) == 2 else (state, None)
+        if attributes:
+            namespace = vars(obj)
+            for name, value in attributes.items():
+                namespace[sys.intern(name)] = value
+        if slots:
+            for name, value in slots.items():
+                setattr(obj, name, value)
+
+
+class _Reference:
+    """Is what loads the object."""
+
+    def __new__(cls) -> Any:
+        _, reference = _loading.get()
+        if reference is None:
             raise RepositoryError("the object refers to a database, and none loads it")
-        return self._held
+        return reference
+
+
+_MARKS = (_Construct, _SetUp, _SetState, _Reference)
+_loading: ContextVar[tuple[PickleCodec, HeldByReference | None]] = ContextVar("eric_sse_sql_loading")
+
+
+class _Unpickler(pickle.Unpickler):
+    """Builds what the codec allows."""
+
+    def __init__(self, buffer: io.BytesIO, codec: PickleCodec) -> None:
+        super().__init__(buffer)
+        self._codec = codec
+
+    def find_class(self, module: str, name: str) -> Callable[..., Any]:
+        if self._codec.unrestricted:
+            found: Callable[..., Any] = super().find_class(module, name)
+            return found
+        return self._codec.find_class(module, name)
 
 
 def _unpickle(pickled: bytes, codec: PickleCodec, reference: HeldByReference | None) -> Any:
     """The only place that unpickles."""
     if not codec.unrestricted and _is_plain(pickled):
         return pickle.loads(pickled)  # noqa: S301 - nothing in it names a class
-    return _Unpickler(io.BytesIO(pickled), codec, reference).load()
+    token = _loading.set((codec, reference))
+    try:
+        return _Unpickler(io.BytesIO(pickled), codec).load()
+    finally:
+        _loading.reset(token)
 
 
 def _widths(table: dict[int, str]) -> bytes:
@@ -325,8 +357,8 @@ def _widths(table: dict[int, str]) -> bytes:
     return bytes(next((width for width, ops in table.items() if chr(op) in ops), 0) for op in range(256))
 
 
-# The opcodes that a protocol 5 pickler writes, and no others (the C source: Modules/_pickle.c). Those with a memo
-# index of their own choice, which make the unpickler allocate up to 64 GiB, are not among them.
+# The opcodes that the pickler above writes, and no others (the C source: Modules/_pickle.c). Those with a memo index of
+# their own choice, which make the unpickler allocate up to 64 GiB, are not among them, nor is BUILD.
 _FIXED = _widths(
     {
         1: "()N]}01aestu\x85\x86\x87\x88\x89\x8f\x90\x91\x94",
@@ -338,7 +370,7 @@ _FIXED = _widths(
 )
 _ONE_BYTE_LENGTH = frozenset(b"\x8cC\x8a")
 _LONGER_LENGTH = {ord("X"): 4, ord("B"): 4, 0x8B: 4, 0x8D: 8, 0x8E: 8, 0x96: 8}
-_NAMES_CLASSES = frozenset(b"\x81\x92\x93Rb")
+_NAMES_CLASSES = frozenset(b"\x81\x92\x93R")
 _STOP = ord(".")
 
 

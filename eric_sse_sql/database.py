@@ -3,108 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
-import random
 import sqlite3
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import MappingProxyType, TracebackType
-from typing import Any, Protocol
+from typing import Any, cast
 from weakref import WeakSet
 
 from eric_sse.exception import RepositoryError
-from sqlalchemy import (
-    ARRAY,
-    URL,
-    Connection,
-    CursorResult,
-    Engine,
-    Text,
-    any_,
-    bindparam,
-    create_engine,
-    event,
-    func,
-    make_url,
-    select,
-)
-from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.pool import QueuePool
+from sqlalchemy import URL, Connection, CursorResult, Engine
 
 from eric_sse_sql.codec import HeldByReference, PickleCodec
+from eric_sse_sql.engines import make_engine
 from eric_sse_sql.errors import repository_errors
-
-SQLITE_BUSY_SECONDS = 30
+from eric_sse_sql.statements import Compiled, Statement, dialect_of
 
 Row = Sequence[Any]
-Construct = Any  # one of SQLAlchemy's; its releases 2.0 and 2.1 give them different type parameters
-
-
-class Dialect(Protocol):
-    """What statements are built with where the two databases differ."""
-
-    paramstyle: str
-
-    def insert(self, table: Any) -> Any:
-        """An INSERT that takes ``on_conflict_do_update``."""
-
-    def among(self, column: Any, name: str) -> Construct:
-        """Whether a column is in the list bound by that name, however long it is."""
-
-    def list_value(self, values: Sequence[str]) -> Any:
-        """The value to bind for such a list."""
-
-
-class _Postgres:
-    paramstyle = "format"
-    insert = staticmethod(postgresql.insert)
-
-    @staticmethod
-    def among(column: Any, name: str) -> Construct:
-        return column == any_(bindparam(name, type_=ARRAY(Text)))
-
-    @staticmethod
-    def list_value(values: Sequence[str]) -> list[str]:
-        return list(values)
-
-
-class _Sqlite:
-    paramstyle = "qmark"
-    insert = staticmethod(sqlite.insert)
-
-    @staticmethod
-    def among(column: Any, name: str) -> Construct:
-        return column.in_(select(func.json_each(bindparam(name, type_=Text)).table_valued("value").c.value))
-
-    @staticmethod
-    def list_value(values: Sequence[str]) -> str:
-        return json.dumps(list(values))
-
-
-_DIALECTS: dict[tuple[str, str], Dialect] = {
-    ("postgresql", "psycopg"): _Postgres(),
-    ("sqlite", "pysqlite"): _Sqlite(),
-}
-
-
-class Statement:
-    """One SQL statement, built once from the mapped tables and compiled once by each database that runs it.
-
-    :param build: makes it, with bound parameters, for a dialect
-    """
-
-    __slots__ = ("build",)
-
-    def __init__(self, build: Callable[[Dialect], Construct]) -> None:
-        self.build = build
-
-
-_Compiled = tuple[str, tuple[str, ...], Mapping[str, Any]]  # SQL, names by position, values that it brings itself
 
 # Which connection each database runs on inside transaction(), and for which thread and task.
 _open: ContextVar[Mapping[Database, tuple[Connection, object]]] = ContextVar(
@@ -141,21 +59,17 @@ class Database(HeldByReference):
     ) -> None:
         self._made_engine = not isinstance(bind, Engine)
         with repository_errors("the database can't be used"):
-            self.engine: Engine = bind if isinstance(bind, Engine) else _make_engine(bind)
-        name, driver = self.engine.dialect.name, self.engine.dialect.driver
-        if (name, driver) not in _DIALECTS:
-            raise RepositoryError(
-                f"{name}+{driver} is not supported; use postgresql+psycopg://... or sqlite:///..."
-            ) from NotImplementedError(driver)
-        if schema is not None and name != "postgresql":
-            raise RepositoryError("schema= is for Postgres; SQLite has one per file") from ValueError(name)
+            self.engine: Engine = bind if isinstance(bind, Engine) else make_engine(bind)
+        self.dialect = dialect_of(self.engine)
+        self._is_postgres = self.engine.dialect.name == "postgresql"
+        if schema is not None and not self._is_postgres:
+            raise RepositoryError("schema= is for Postgres; SQLite has one per file") from ValueError(schema)
         self.codec = codec or PickleCodec()
         self.schema = schema
-        self.dialect = _DIALECTS[name, driver]
         self._autocommit = (
             self.engine if self._made_engine else self.engine.execution_options(isolation_level="AUTOCOMMIT")
         )
-        self._compiled: dict[Statement, _Compiled] = {}
+        self._compiled: dict[Statement, Compiled] = {}
         self._closed = False
         if self._made_engine:
             _owners.add(self)
@@ -219,14 +133,14 @@ class Database(HeldByReference):
 
     def _begin(self) -> Connection:
         self._check_open()
-        if self.engine.dialect.name == "postgresql":
+        if self._is_postgres:
             connection = self.engine.connect().execution_options(isolation_level="READ COMMITTED")
             connection.begin()
             return connection
         connection = self._autocommit.connect()
         try:
             connection.begin()
-            driver: sqlite3.Connection = connection.connection.driver_connection  # type: ignore[assignment]
+            driver = cast(sqlite3.Connection, connection.connection.driver_connection)
             if driver.in_transaction:  # begun, without the write lock, by the application's engine
                 driver.execute("ROLLBACK")
             driver.execute("BEGIN IMMEDIATE")
@@ -245,8 +159,8 @@ class Database(HeldByReference):
 
     def run(self, statement: Statement, **parameters: Any) -> Sequence[Row]:
         """Run a statement: in the open transaction, or in autocommit. Its rows, all fetched."""
-        sql, names, constants = self._compile(statement)
-        values = tuple([constants[name] if name in constants else parameters[name] for name in names])
+        compiled = self._compile(statement)
+        sql, values = compiled.sql, compiled.values(parameters)
         current = self._current()
         if current is not None:
             return _rows(current.exec_driver_sql(sql, values))
@@ -257,12 +171,19 @@ class Database(HeldByReference):
             return _rows(connection.exec_driver_sql(sql, values))
 
     def run_many(self, statement: Statement, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Run a statement once for each row, as one call of the driver. Belongs in a transaction."""
-        sql, names, constants = self._compile(statement)
+        """Run a statement once for each row, in the open transaction: one call of the driver."""
         current = self._current()
-        assert current is not None
+        if current is None:
+            raise RuntimeError("run_many() belongs inside transaction()")
         if rows:
-            current.exec_driver_sql(sql, [tuple([{**constants, **row}[name] for name in names]) for row in rows])
+            compiled = self._compile(statement)
+            current.exec_driver_sql(compiled.sql, [compiled.values(row) for row in rows])
+
+    def _compile(self, statement: Statement) -> Compiled:
+        compiled = self._compiled.get(statement)
+        if compiled is None:
+            compiled = self._compiled[statement] = statement.compile(self.engine, self.schema)
+        return compiled
 
     def _unobserved(self) -> bool:
         """Whether nobody would notice that a statement does not go through the engine."""
@@ -280,29 +201,19 @@ class Database(HeldByReference):
         try:
             driver: Any = pooled.driver_connection
             try:
-                if self.dialect.paramstyle == "qmark":
-                    rows: Sequence[Row] = driver.execute(sql, values).fetchall()
-                else:
-                    cursor = driver.execute(sql, values, binary=True)
-                    rows = cursor.fetchall() if cursor.description else ()
-                return rows
+                if not self._is_postgres:
+                    return cast(Sequence[Row], driver.execute(sql, values).fetchall())
+                cursor = driver.execute(sql, values, binary=True)
+                return cursor.fetchall() if cursor.description else ()
             except BaseException as error:
-                if not isinstance(error, Exception) or self.engine.dialect.is_disconnect(error, driver, None):  # type: ignore[arg-type]
+                if not isinstance(error, Exception) or self.engine.dialect.is_disconnect(
+                    cast(Any, error), driver, None
+                ):
                     pooled.invalidate()
                     self.engine.dispose()  # the others of the pool are as dead
                 raise
         finally:
             pooled.close()
-
-    def _compile(self, statement: Statement) -> _Compiled:
-        found = self._compiled.get(statement)
-        if found is None:
-            positional = type(self.engine.dialect)(paramstyle=self.dialect.paramstyle)  # type: ignore[call-arg]
-            schema = {"schema_translate_map": {None: self.schema}, "render_schema_translate": True}
-            compiled = statement.build(self.dialect).compile(dialect=positional, **(schema if self.schema else {}))
-            constants = {name: value for name, value in compiled.params.items() if value is not None}
-            found = self._compiled[statement] = compiled.string, tuple(compiled.positiontup), constants
-        return found
 
     # Life
 
@@ -326,42 +237,6 @@ class Database(HeldByReference):
     def _check_open(self) -> None:
         if self._closed:
             raise RepositoryError("this Database is closed; make another one")
-
-
-def _make_engine(bind: str | URL) -> Engine:
-    """An engine in autocommit, whose connections need no reset and whose errors quote no parameter."""
-    url = make_url(bind)
-    if url.drivername == "postgresql":
-        url = url.set(drivername="postgresql+psycopg")
-    options: dict[str, Any] = {
-        "isolation_level": "AUTOCOMMIT",
-        "pool_reset_on_return": None,
-        "hide_parameters": True,
-    }
-    if url.get_backend_name() != "sqlite":
-        return create_engine(url, **options)
-    if "timeout" not in url.query:
-        options["connect_args"] = {"timeout": SQLITE_BUSY_SECONDS}
-    if url.database in (None, "", ":memory:") or url.query.get("mode") == "memory":
-        # One connection is the database; those who wait for it take turns.
-        options |= {"poolclass": QueuePool, "pool_size": 1, "max_overflow": 0}
-        options["connect_args"] = {**options.get("connect_args", {}), "check_same_thread": False}
-    engine = create_engine(url, **options)
-    event.listen(engine, "connect", _prepare_sqlite)
-    return engine
-
-
-def _prepare_sqlite(connection: sqlite3.Connection, record: object) -> None:
-    connection.execute("PRAGMA foreign_keys = ON")
-    give_up = time.monotonic() + SQLITE_BUSY_SECONDS
-    while True:
-        try:
-            connection.execute("PRAGMA journal_mode = WAL")
-            return
-        except sqlite3.OperationalError:  # for this switch SQLite does not wait for other processes by itself
-            if time.monotonic() > give_up:
-                raise
-            time.sleep(random.uniform(0.001, 0.02))
 
 
 def _rows(result: CursorResult[Any]) -> Sequence[Row]:

@@ -11,9 +11,10 @@ from sqlalchemy import bindparam, delete, insert, select
 
 from eric_sse_sql.codec import class_path
 from eric_sse_sql.contract import PersistableQueue
-from eric_sse_sql.database import Construct, Database, Dialect, Statement
+from eric_sse_sql.database import Database
 from eric_sse_sql.errors import repository_errors
 from eric_sse_sql.models import MessageRow, checked
+from eric_sse_sql.statements import Construct, Dialect, Statement
 
 MAX_TYPE_CHARACTERS = 255
 

@@ -18,9 +18,10 @@ from sqlalchemy.orm import aliased
 from eric_sse_sql import contract
 from eric_sse_sql.codec import class_path
 from eric_sse_sql.contract import ItemNotFound, ObjectAsKeyValuePersistenceMixin
-from eric_sse_sql.database import Construct, Database, Dialect, Row, Statement
+from eric_sse_sql.database import Database, Row
 from eric_sse_sql.errors import repository_errors
 from eric_sse_sql.models import ChannelRow, ConnectionRow, KvEntry, MessageRow, checked
+from eric_sse_sql.statements import Construct, Dialect, Statement
 from eric_sse_sql.storage import UPSERT, SqlStorageEngine, keyset_pages
 
 CHANNELS_A_PAGE = 100

@@ -13,6 +13,7 @@ from eric_sse.exception import RepositoryError
 from sqlalchemy import URL, text
 
 from eric_sse_sql import Database, SqlStorageEngine
+from eric_sse_sql.statements import Statement
 from eric_sse_sql.storage import FIRST_PAGE, FIRST_PAGE_ROWS, NEXT_PAGE
 
 Record = Callable[[Database], Statements]
@@ -97,21 +98,20 @@ def test_an_abandoned_iterator_holds_nothing(database: Database) -> None:
 
 
 @pytest.mark.parametrize("statement", [FIRST_PAGE, NEXT_PAGE])
-def test_a_prefix_is_an_index_search(database: Database, statement: object) -> None:
+def test_a_prefix_is_an_index_search(database: Database, statement: Statement) -> None:
     storage = SqlStorageEngine(database)
     with database.transaction():
         for n in range(2_000):
             storage.upsert(f"{n:05}", n)
-    sql, names, _ = database._compile(statement)  # type: ignore[arg-type]
-    bound = {"start": "kv/01", "end": "kv/02", "count": 100}
+    compiled = statement.compile(database.engine, None)
+    sql, values = compiled.sql, compiled.values({"start": "kv/01", "end": "kv/02", "count": 100})
     with database.engine.begin() as connection:
         if database.engine.dialect.name == "postgresql":
             connection.exec_driver_sql("ANALYZE kv_entries")
-            plan = connection.exec_driver_sql(f"EXPLAIN {sql}", tuple(bound[name] for name in names)).scalars().all()
+            plan = connection.exec_driver_sql(f"EXPLAIN {sql}", values).scalars().all()
             assert "Index Scan using pk_kv_entries" in "\n".join(plan)
             assert "Index Cond" in "\n".join(plan)
         else:
-            values = tuple(bound.get(name, 0) for name in names)
             plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {sql}", values).all()
             assert [row[3].split(" USING ")[0] for row in plan] == ["SEARCH kv_entries"]
 

@@ -1,0 +1,111 @@
+"""Statements: built once from the mapped tables, in the words of either database."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, cast
+
+from eric_sse.exception import RepositoryError
+from sqlalchemy import ARRAY, Engine, Text, any_, bindparam, func, select
+from sqlalchemy.dialects import postgresql, sqlite
+
+Construct = Any  # one of SQLAlchemy's; its releases 2.0 and 2.1 give them different type parameters
+
+
+class Dialect(Protocol):
+    """What statements are built with where the two databases differ."""
+
+    paramstyle: str
+
+    def insert(self, table: Any) -> Any:
+        """An INSERT that takes ``on_conflict_do_update``."""
+
+    def among(self, column: Any, name: str) -> Construct:
+        """Whether a column is in the list bound by that name, however long it is."""
+
+    def list_value(self, values: Sequence[str]) -> Any:
+        """The value to bind for such a list."""
+
+
+class _Postgres:
+    paramstyle = "format"
+    insert = staticmethod(postgresql.insert)
+
+    @staticmethod
+    def among(column: Any, name: str) -> Construct:
+        return column == any_(bindparam(name, type_=ARRAY(Text)))
+
+    @staticmethod
+    def list_value(values: Sequence[str]) -> list[str]:
+        return list(values)
+
+
+class _Sqlite:
+    paramstyle = "qmark"
+    insert = staticmethod(sqlite.insert)
+
+    @staticmethod
+    def among(column: Any, name: str) -> Construct:
+        return column.in_(select(func.json_each(bindparam(name, type_=Text)).table_valued("value").c.value))
+
+    @staticmethod
+    def list_value(values: Sequence[str]) -> str:
+        return json.dumps(list(values))
+
+
+_DIALECTS: dict[tuple[str, str], Dialect] = {
+    ("postgresql", "psycopg"): _Postgres(),
+    ("sqlite", "pysqlite"): _Sqlite(),
+}
+
+
+def dialect_of(engine: Engine) -> Dialect:
+    """The dialect of an engine.
+
+    :raises RepositoryError: for a database or driver that is not supported
+    """
+    name, driver = engine.dialect.name, engine.dialect.driver
+    if (name, driver) not in _DIALECTS:
+        raise RepositoryError(
+            f"{name}+{driver} is not supported; use postgresql+psycopg://... or sqlite:///..."
+        ) from NotImplementedError(driver)
+    return _DIALECTS[name, driver]
+
+
+class Compiled:
+    """A statement as a driver takes it."""
+
+    __slots__ = ("_constants", "_names", "sql")
+
+    def __init__(self, sql: str, names: Sequence[str], constants: Mapping[str, Any]) -> None:
+        self.sql = sql
+        self._names = tuple(names)
+        self._constants = constants  # values that the statement brings itself
+
+    def values(self, parameters: Mapping[str, Any]) -> tuple[Any, ...]:
+        """Parameters in the order of their places in the SQL."""
+        if self._constants:
+            parameters = {**self._constants, **parameters}
+        return tuple([parameters[name] for name in self._names])
+
+
+class Statement:
+    """One SQL statement, built once from the mapped tables and compiled once by each database that runs it.
+
+    :param build: makes it, with bound parameters, for a dialect
+    """
+
+    __slots__ = ("_build",)
+
+    def __init__(self, build: Callable[[Dialect], Construct]) -> None:
+        self._build = build
+
+    def compile(self, engine: Engine, schema: str | None) -> Compiled:
+        """The statement for an engine's driver, with its tables in a schema."""
+        dialect = dialect_of(engine)
+        translation = {"schema_translate_map": {None: schema}, "render_schema_translate": True} if schema else {}
+        positional = cast(Any, type(engine.dialect))(paramstyle=dialect.paramstyle)
+        compiled = self._build(dialect).compile(dialect=positional, **translation)
+        constants = {name: value for name, value in compiled.params.items() if value is not None}
+        return Compiled(compiled.string, compiled.positiontup, constants)
