@@ -109,7 +109,7 @@ class Database(HeldByReference):
         """
         current = self._current()
         if current is not None:
-            with current.begin_nested():
+            with _savepoint(current):
                 yield
             return
         with self._connected() as connection:
@@ -129,6 +129,10 @@ class Database(HeldByReference):
         try:
             yield connection
         finally:
+            if not (self._is_postgres or connection.invalidated):
+                driver = cast(sqlite3.Connection, connection.connection.driver_connection)
+                if driver.in_transaction:  # SQLAlchemy may be told to roll nothing back that is in autocommit
+                    driver.rollback()
             connection.close()
 
     def _begin(self) -> Connection:
@@ -200,9 +204,9 @@ class Database(HeldByReference):
         pooled = self.engine.raw_connection()
         try:
             driver: Any = pooled.driver_connection
+            if not self._is_postgres:
+                return cast(Sequence[Row], driver.execute(sql, values).fetchall())
             try:
-                if not self._is_postgres:
-                    return cast(Sequence[Row], driver.execute(sql, values).fetchall())
                 cursor = driver.execute(sql, values, binary=True)
                 return cursor.fetchall() if cursor.description else ()
             except BaseException as error:
@@ -239,6 +243,19 @@ class Database(HeldByReference):
             raise RepositoryError("this Database is closed; make another one")
 
 
+@contextmanager
+def _savepoint(connection: Connection) -> Iterator[None]:
+    with repository_errors("no savepoint can be set"):
+        savepoint = connection.begin_nested()
+    try:
+        yield
+    except BaseException:
+        savepoint.rollback()
+        raise
+    with repository_errors("the savepoint can't be released"):
+        savepoint.commit()
+
+
 def _rows(result: CursorResult[Any]) -> Sequence[Row]:
     return result.fetchall() if result.returns_rows else ()
 
@@ -255,7 +272,7 @@ def _whose() -> object:
 def _forget_parent() -> None:
     """In a forked child: leave the parent's connections alone, and keep them from being closed by the collector."""
     _open.set(MappingProxyType({}))
-    for database in _owners:
+    for database in list(_owners):
         _inherited.append(database.engine.pool)
         database.engine.dispose(close=False)
 
