@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -12,209 +12,18 @@ from eric_sse.connection import Connection
 from eric_sse.entities import AbstractChannel
 from eric_sse.listener import MessageQueueListener
 from eric_sse.queues import Queue
-from sqlalchemy import bindparam, delete, exists, func, or_, select, union_all
-from sqlalchemy.orm import aliased
 
 from eric_sse_sql import contract
+from eric_sse_sql import relation_statements as sql
 from eric_sse_sql.codec import class_path
 from eric_sse_sql.contract import ItemNotFound, ObjectAsKeyValuePersistenceMixin
 from eric_sse_sql.database import Database, Row
 from eric_sse_sql.errors import repository_errors
-from eric_sse_sql.models import ChannelRow, ConnectionRow, KvEntry, MessageRow, checked
-from eric_sse_sql.statements import Construct, Dialect, Statement
+from eric_sse_sql.models import checked
+from eric_sse_sql.statements import Statement
 from eric_sse_sql.storage import UPSERT, SqlStorageEngine, keyset_pages
 
 CHANNELS_A_PAGE = 100
-
-# Reading
-
-_listener, _queue = aliased(KvEntry), aliased(KvEntry)
-
-
-def _connections() -> Construct:
-    """Channel, id and both objects of connections, in one join."""
-    return (
-        select(
-            ConnectionRow.channel_id,
-            ConnectionRow.id,
-            _listener.key,
-            _listener.value,
-            _queue.key,
-            _queue.value,
-        )
-        .join(_listener, _listener.key == ConnectionRow.listener_key)
-        .join(_queue, _queue.key == ConnectionRow.queue_key)
-    )
-
-
-def _of_channel(sql: Dialect) -> Construct:
-    return _connections().where(ConnectionRow.channel_id == bindparam("channel")).order_by(ConnectionRow.id)
-
-
-def _of_channels(sql: Dialect) -> Construct:
-    ids = ConnectionRow.channel_id
-    page = _connections().where(ids >= bindparam("first"), ids <= bindparam("last"))
-    return page.order_by(ConnectionRow.channel_id, ConnectionRow.id)
-
-
-def _one_connection(sql: Dialect) -> Construct:
-    return _connections().where(ConnectionRow.id == bindparam("connection"))
-
-
-def _channels() -> Construct:
-    return select(ChannelRow.id, KvEntry.key, KvEntry.value).join(KvEntry, KvEntry.key == ChannelRow.entry_key)
-
-
-def _one_channel(sql: Dialect) -> Construct:
-    return _channels().where(ChannelRow.id == bindparam("channel"))
-
-
-def _first_channels(sql: Dialect) -> Construct:
-    return _page().where(ChannelRow.id >= bindparam("start"))
-
-
-def _next_channels(sql: Dialect) -> Construct:
-    return _page().where(ChannelRow.id > bindparam("start"))
-
-
-def _page() -> Construct:
-    return _channels().order_by(ChannelRow.id).limit(bindparam("count"))
-
-
-OF_CHANNEL = Statement(_of_channel)
-OF_CHANNELS = Statement(_of_channels)
-ONE_CONNECTION = Statement(_one_connection)
-ONE_CHANNEL = Statement(_one_channel)
-FIRST_CHANNELS = Statement(_first_channels)
-NEXT_CHANNELS = Statement(_next_channels)
-
-# Writing
-
-
-def _upsert_channel(sql: Dialect) -> Construct:
-    insert = sql.insert(ChannelRow).values(
-        {
-            ChannelRow.id: bindparam("channel"),
-            ChannelRow.entry_key: bindparam("at"),
-            ChannelRow.channel_type: bindparam("kind"),
-        }
-    )
-    return insert.on_conflict_do_update(
-        index_elements=[ChannelRow.id],
-        set_={
-            ChannelRow.entry_key: insert.excluded.entry_key,
-            ChannelRow.channel_type: insert.excluded.channel_type,
-            ChannelRow.updated_at: func.current_timestamp(),
-        },
-    )
-
-
-def _upsert_connection(sql: Dialect) -> Construct:
-    insert = sql.insert(ConnectionRow).values(
-        {
-            ConnectionRow.id: bindparam("connection"),
-            ConnectionRow.channel_id: bindparam("channel"),
-            ConnectionRow.listener_id: bindparam("listener"),
-            ConnectionRow.listener_key: bindparam("listener_at"),
-            ConnectionRow.queue_id: bindparam("queue"),
-            ConnectionRow.queue_key: bindparam("queue_at"),
-        }
-    )
-    return insert.on_conflict_do_update(
-        index_elements=[ConnectionRow.id],
-        set_={
-            # Without a channel, it keeps the one that it has.
-            ConnectionRow.channel_id: func.coalesce(insert.excluded.channel_id, ConnectionRow.channel_id),
-            ConnectionRow.listener_id: insert.excluded.listener_id,
-            ConnectionRow.listener_key: insert.excluded.listener_key,
-            ConnectionRow.queue_id: insert.excluded.queue_id,
-            ConnectionRow.queue_key: insert.excluded.queue_key,
-            ConnectionRow.updated_at: func.current_timestamp(),
-        },
-    )
-
-
-def _lock_channel(sql: Dialect) -> Construct:
-    return select(ChannelRow.id).where(ChannelRow.id == bindparam("channel")).with_for_update(read=True, key_share=True)
-
-
-def _of_listeners(sql: Dialect) -> Construct:
-    """The connections that some listeners have in a channel, after those that they have in none yet."""
-    return (
-        select(ConnectionRow.listener_id, ConnectionRow.queue_id, ConnectionRow.id, ConnectionRow.channel_id)
-        .where(sql.among(ConnectionRow.listener_key, "listeners"))
-        .where(or_(ConnectionRow.channel_id == bindparam("channel"), ConnectionRow.channel_id.is_(None)))
-        .order_by(ConnectionRow.channel_id.is_(None).desc(), ConnectionRow.id)
-    )
-
-
-UPSERT_CHANNEL = Statement(_upsert_channel)
-UPSERT_CONNECTION = Statement(_upsert_connection)
-LOCK_CHANNEL = Statement(_lock_channel)
-OF_LISTENERS = Statement(_of_listeners)
-
-# Deleting
-
-Scope = Callable[[Dialect], Construct]
-
-
-def _deletions(scope: Scope) -> tuple[Statement, ...]:
-    """What deletes some connections, with the objects and messages that no other connection needs."""
-    other = aliased(ConnectionRow)
-
-    def outside(sql: Dialect) -> Construct:
-        return other.id.not_in(select(ConnectionRow.id).where(scope(sql)))
-
-    def messages(sql: Dialect) -> Construct:
-        return delete(MessageRow).where(
-            MessageRow.queue_id.in_(select(ConnectionRow.queue_id).where(scope(sql))),
-            ~exists().where(other.queue_id == MessageRow.queue_id, outside(sql)),
-        )
-
-    def objects(sql: Dialect) -> Construct:
-        keys = union_all(
-            *(select(key).where(scope(sql)) for key in (ConnectionRow.listener_key, ConnectionRow.queue_key))
-        )
-        return delete(KvEntry).where(
-            KvEntry.key.in_(keys),
-            ~exists().where(other.listener_key == KvEntry.key, outside(sql)),
-            ~exists().where(other.queue_key == KvEntry.key, outside(sql)),
-        )
-
-    # The foreign keys have deleted these rows with their objects, unless an object is shared or SQLite's are off.
-    def connections(sql: Dialect) -> Construct:
-        return delete(ConnectionRow).where(scope(sql))
-
-    return Statement(messages), Statement(objects), Statement(connections)
-
-
-def _delete_channel_object(sql: Dialect) -> Construct:
-    key = select(ChannelRow.entry_key).where(ChannelRow.id == bindparam("channel"))
-    return delete(KvEntry).where(KvEntry.key.in_(key))
-
-
-def _delete_channel(sql: Dialect) -> Construct:
-    return delete(ChannelRow).where(ChannelRow.id == bindparam("channel"))
-
-
-def _delete_connections_of_object(sql: Dialect) -> Construct:
-    needs_it = or_(ConnectionRow.listener_key == bindparam("at"), ConnectionRow.queue_key == bindparam("at"))
-    return delete(ConnectionRow).where(needs_it)
-
-
-def _delete_messages(sql: Dialect) -> Construct:
-    return delete(MessageRow).where(MessageRow.queue_id == bindparam("queue"))
-
-
-DELETE_CONNECTION = _deletions(lambda sql: ConnectionRow.id == bindparam("connection"))
-DELETE_CONNECTIONS = _deletions(lambda sql: sql.among(ConnectionRow.id, "connections"))
-DELETE_CHANNEL = (
-    *_deletions(lambda sql: ConnectionRow.channel_id == bindparam("channel")),
-    Statement(_delete_channel_object),
-    Statement(_delete_channel),
-)
-DELETE_CONNECTIONS_OF_OBJECT = Statement(_delete_connections_of_object)
-DELETE_MESSAGES = Statement(_delete_messages)
 
 
 class ObjectStorage(SqlStorageEngine):
@@ -227,7 +36,7 @@ class ObjectStorage(SqlStorageEngine):
         """Delete an object, and the connections that need it."""
         at = self.entry_key(key)
         with repository_errors("the object can't be deleted"), self.database.transaction():
-            self.database.run(DELETE_CONNECTIONS_OF_OBJECT, at=at)
+            self.database.run(sql.DELETE_CONNECTIONS_OF_OBJECT, at=at)
             super().delete(key)
 
 
@@ -257,7 +66,7 @@ class Relations:
         """The connections of a channel, by id. One statement, run at once; objects are built as they are asked for."""
         checked("a channel id", channel_id)
         with repository_errors("the connections can't be loaded"):
-            rows = self._database.run(OF_CHANNEL, channel=channel_id)
+            rows = self._database.run(sql.OF_CHANNEL, channel=channel_id)
         return map(self._connection, rows)
 
     def connection(self, connection_id: str) -> Connection:
@@ -267,7 +76,7 @@ class Relations:
         """
         checked("a connection id", connection_id)
         with repository_errors("the connection can't be loaded"):
-            rows = self._database.run(ONE_CONNECTION, connection=connection_id)
+            rows = self._database.run(sql.ONE_CONNECTION, connection=connection_id)
         if not rows:
             raise ItemNotFound(connection_id)
         return self._connection(rows[0])
@@ -283,31 +92,33 @@ class Relations:
         with repository_errors("the connection can't be persisted"), self._database.transaction():
             if channel_id is not None:
                 checked("a channel id", channel_id)
-                if not self._database.run(LOCK_CHANNEL, channel=channel_id):
+                if not self._database.run(sql.LOCK_CHANNEL, channel=channel_id):
                     raise ItemNotFound(channel_id)
             self._database.run_many(UPSERT, objects)
-            self._database.run_many(UPSERT_CONNECTION, [row])
+            self._database.run_many(sql.UPSERT_CONNECTION, [row])
 
     def delete_connection(self, connection_id: str) -> None:
         """Delete a connection with its messages, and with its listener and queue unless another connection has them."""
         checked("a connection id", connection_id)
         with repository_errors("the connection can't be deleted"), self._database.transaction():
-            self._run_all(DELETE_CONNECTION, connection=connection_id)
+            self._run_all(sql.DELETE_CONNECTION, connection=connection_id)
 
     def delete_queue(self, queue_id: str) -> None:
         """Delete a queue with its messages, and the connections that need it."""
         with repository_errors("the queue can't be deleted"), self._database.transaction():
             self.queues.delete(queue_id)
-            self._database.run(DELETE_MESSAGES, queue=queue_id)
+            self._database.run(sql.DELETE_MESSAGES, queue=queue_id)
 
     # Channels
 
     def channels(self) -> Iterator[tuple[AbstractChannel, list[Connection]]]:
         """All channels with their connections, by id: two statements a page."""
-        pages = keyset_pages(self._database, FIRST_CHANNELS, NEXT_CHANNELS, "", CHANNELS_A_PAGE, CHANNELS_A_PAGE)
+        pages = keyset_pages(
+            self._database, sql.FIRST_CHANNELS, sql.NEXT_CHANNELS, "", CHANNELS_A_PAGE, CHANNELS_A_PAGE
+        )
         for page in pages:
             with repository_errors("the connections can't be loaded"):
-                rows = self._database.run(OF_CHANNELS, first=page[0][0], last=page[-1][0])
+                rows = self._database.run(sql.OF_CHANNELS, first=page[0][0], last=page[-1][0])
             connections = {channel_id: list(group) for channel_id, group in groupby(rows, itemgetter(0))}
             for channel_id, at, blob in page:
                 channel = self._channels.value(at, blob)
@@ -320,7 +131,7 @@ class Relations:
         """
         checked("a channel id", channel_id)
         with repository_errors("the channel can't be loaded"):
-            rows = self._database.run(ONE_CHANNEL, channel=channel_id)
+            rows = self._database.run(sql.ONE_CHANNEL, channel=channel_id)
         if not rows:
             raise ItemNotFound(channel_id)
         _, at, blob = rows[0]
@@ -344,19 +155,19 @@ class Relations:
         with repository_errors("the channel can't be persisted"), self._database.transaction():
             others = self._identify(rows, channel_id)
             self._database.run_many(UPSERT, [entry, *objects])
-            self._database.run_many(UPSERT_CHANNEL, [row])
-            self._database.run_many(UPSERT_CONNECTION, sorted(rows, key=itemgetter("connection")))
+            self._database.run_many(sql.UPSERT_CHANNEL, [row])
+            self._database.run_many(sql.UPSERT_CONNECTION, sorted(rows, key=itemgetter("connection")))
             ids = {row["connection"] for row in rows}
             gone = sorted({*removed, *others} - ids)
             if gone:
-                self._run_all(DELETE_CONNECTIONS, connections=self._database.dialect.list_value(gone))
+                self._run_all(sql.DELETE_CONNECTIONS, connections=self._database.dialect.list_value(gone))
         return ids
 
     def delete_channel(self, channel_id: str) -> None:
         """Delete a channel, its connections, their messages, and the listeners and queues that no other channel has."""
         checked("a channel id", channel_id)
         with repository_errors("the channel can't be deleted"), self._database.transaction():
-            self._run_all(DELETE_CHANNEL, channel=channel_id)
+            self._run_all(sql.DELETE_CHANNEL, channel=channel_id)
 
     # Rows
 
@@ -367,7 +178,7 @@ class Relations:
         )
 
     def _row(self, connection_id: str | None, parts: Parts, channel_id: str | None) -> dict[str, Any]:
-        """What :data:`UPSERT_CONNECTION` binds. A queue that has no id is known by its connection's."""
+        """What ``UPSERT_CONNECTION`` binds. A queue that has no id is known by its connection's."""
         connection_id = connection_id or parts.id
         listener_id: str = parts.listener.id
         queue_id: Any = getattr(parts.queue, "id", connection_id)
@@ -391,7 +202,7 @@ class Relations:
     def _identify(self, rows: list[dict[str, Any]], channel_id: str) -> list[str]:
         """Give an id to each row that has none. Returns the ids of all that their listeners have in the channel."""
         listeners = self._database.dialect.list_value([row["listener_at"] for row in rows])
-        stored = self._database.run(OF_LISTENERS, listeners=listeners, channel=channel_id) if rows else ()
+        stored = self._database.run(sql.OF_LISTENERS, listeners=listeners, channel=channel_id) if rows else ()
         known = {(listener, queue): connection for listener, queue, connection, _ in stored}
         for row in rows:
             row["connection"] = row["connection"] or known.get((row["listener"], row["queue"])) or generate_uuid()

@@ -1,0 +1,201 @@
+"""The statements over channels and connections. None of them grows with the connections of a channel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sqlalchemy import bindparam, delete, exists, func, or_, select, union_all
+from sqlalchemy.orm import aliased
+
+from eric_sse_sql.models import ChannelRow, ConnectionRow, KvEntry, MessageRow
+from eric_sse_sql.statements import Construct, Dialect, Statement
+
+# Reading
+
+_listener, _queue = aliased(KvEntry), aliased(KvEntry)
+
+
+def _connections() -> Construct:
+    """Channel, id and both objects of connections, in one join."""
+    return (
+        select(
+            ConnectionRow.channel_id,
+            ConnectionRow.id,
+            _listener.key,
+            _listener.value,
+            _queue.key,
+            _queue.value,
+        )
+        .join(_listener, _listener.key == ConnectionRow.listener_key)
+        .join(_queue, _queue.key == ConnectionRow.queue_key)
+    )
+
+
+def _of_channel(sql: Dialect) -> Construct:
+    return _connections().where(ConnectionRow.channel_id == bindparam("channel")).order_by(ConnectionRow.id)
+
+
+def _of_channels(sql: Dialect) -> Construct:
+    ids = ConnectionRow.channel_id
+    page = _connections().where(ids >= bindparam("first"), ids <= bindparam("last"))
+    return page.order_by(ConnectionRow.channel_id, ConnectionRow.id)
+
+
+def _one_connection(sql: Dialect) -> Construct:
+    return _connections().where(ConnectionRow.id == bindparam("connection"))
+
+
+def _channels() -> Construct:
+    return select(ChannelRow.id, KvEntry.key, KvEntry.value).join(KvEntry, KvEntry.key == ChannelRow.entry_key)
+
+
+def _one_channel(sql: Dialect) -> Construct:
+    return _channels().where(ChannelRow.id == bindparam("channel"))
+
+
+def _first_channels(sql: Dialect) -> Construct:
+    return _page().where(ChannelRow.id >= bindparam("start"))
+
+
+def _next_channels(sql: Dialect) -> Construct:
+    return _page().where(ChannelRow.id > bindparam("start"))
+
+
+def _page() -> Construct:
+    return _channels().order_by(ChannelRow.id).limit(bindparam("count"))
+
+
+OF_CHANNEL = Statement(_of_channel)
+OF_CHANNELS = Statement(_of_channels)
+ONE_CONNECTION = Statement(_one_connection)
+ONE_CHANNEL = Statement(_one_channel)
+FIRST_CHANNELS = Statement(_first_channels)
+NEXT_CHANNELS = Statement(_next_channels)
+
+# Writing
+
+
+def _upsert_channel(sql: Dialect) -> Construct:
+    insert = sql.insert(ChannelRow).values(
+        {
+            ChannelRow.id: bindparam("channel"),
+            ChannelRow.entry_key: bindparam("at"),
+            ChannelRow.channel_type: bindparam("kind"),
+        }
+    )
+    return insert.on_conflict_do_update(
+        index_elements=[ChannelRow.id],
+        set_={
+            ChannelRow.entry_key: insert.excluded.entry_key,
+            ChannelRow.channel_type: insert.excluded.channel_type,
+            ChannelRow.updated_at: func.current_timestamp(),
+        },
+    )
+
+
+def _upsert_connection(sql: Dialect) -> Construct:
+    insert = sql.insert(ConnectionRow).values(
+        {
+            ConnectionRow.id: bindparam("connection"),
+            ConnectionRow.channel_id: bindparam("channel"),
+            ConnectionRow.listener_id: bindparam("listener"),
+            ConnectionRow.listener_key: bindparam("listener_at"),
+            ConnectionRow.queue_id: bindparam("queue"),
+            ConnectionRow.queue_key: bindparam("queue_at"),
+        }
+    )
+    return insert.on_conflict_do_update(
+        index_elements=[ConnectionRow.id],
+        set_={
+            # Without a channel, it keeps the one that it has.
+            ConnectionRow.channel_id: func.coalesce(insert.excluded.channel_id, ConnectionRow.channel_id),
+            ConnectionRow.listener_id: insert.excluded.listener_id,
+            ConnectionRow.listener_key: insert.excluded.listener_key,
+            ConnectionRow.queue_id: insert.excluded.queue_id,
+            ConnectionRow.queue_key: insert.excluded.queue_key,
+            ConnectionRow.updated_at: func.current_timestamp(),
+        },
+    )
+
+
+def _lock_channel(sql: Dialect) -> Construct:
+    return select(ChannelRow.id).where(ChannelRow.id == bindparam("channel")).with_for_update(read=True, key_share=True)
+
+
+def _of_listeners(sql: Dialect) -> Construct:
+    """The connections that some listeners have in a channel, after those that they have in none yet."""
+    return (
+        select(ConnectionRow.listener_id, ConnectionRow.queue_id, ConnectionRow.id, ConnectionRow.channel_id)
+        .where(sql.among(ConnectionRow.listener_key, "listeners"))
+        .where(or_(ConnectionRow.channel_id == bindparam("channel"), ConnectionRow.channel_id.is_(None)))
+        .order_by(ConnectionRow.channel_id.is_(None).desc(), ConnectionRow.id)
+    )
+
+
+UPSERT_CHANNEL = Statement(_upsert_channel)
+UPSERT_CONNECTION = Statement(_upsert_connection)
+LOCK_CHANNEL = Statement(_lock_channel)
+OF_LISTENERS = Statement(_of_listeners)
+
+# Deleting
+
+Scope = Callable[[Dialect], Construct]
+
+
+def _deletions(scope: Scope) -> tuple[Statement, ...]:
+    """What deletes some connections, with the objects and messages that no other connection needs."""
+    other = aliased(ConnectionRow)
+
+    def outside(sql: Dialect) -> Construct:
+        return other.id.not_in(select(ConnectionRow.id).where(scope(sql)))
+
+    def messages(sql: Dialect) -> Construct:
+        return delete(MessageRow).where(
+            MessageRow.queue_id.in_(select(ConnectionRow.queue_id).where(scope(sql))),
+            ~exists().where(other.queue_id == MessageRow.queue_id, outside(sql)),
+        )
+
+    def objects(sql: Dialect) -> Construct:
+        keys = union_all(
+            *(select(key).where(scope(sql)) for key in (ConnectionRow.listener_key, ConnectionRow.queue_key))
+        )
+        return delete(KvEntry).where(
+            KvEntry.key.in_(keys),
+            ~exists().where(other.listener_key == KvEntry.key, outside(sql)),
+            ~exists().where(other.queue_key == KvEntry.key, outside(sql)),
+        )
+
+    # The foreign keys have deleted these rows with their objects, unless an object is shared or SQLite's are off.
+    def connections(sql: Dialect) -> Construct:
+        return delete(ConnectionRow).where(scope(sql))
+
+    return Statement(messages), Statement(objects), Statement(connections)
+
+
+def _delete_channel_object(sql: Dialect) -> Construct:
+    key = select(ChannelRow.entry_key).where(ChannelRow.id == bindparam("channel"))
+    return delete(KvEntry).where(KvEntry.key.in_(key))
+
+
+def _delete_channel(sql: Dialect) -> Construct:
+    return delete(ChannelRow).where(ChannelRow.id == bindparam("channel"))
+
+
+def _delete_connections_of_object(sql: Dialect) -> Construct:
+    needs_it = or_(ConnectionRow.listener_key == bindparam("at"), ConnectionRow.queue_key == bindparam("at"))
+    return delete(ConnectionRow).where(needs_it)
+
+
+def _delete_messages(sql: Dialect) -> Construct:
+    return delete(MessageRow).where(MessageRow.queue_id == bindparam("queue"))
+
+
+DELETE_CONNECTION = _deletions(lambda sql: ConnectionRow.id == bindparam("connection"))
+DELETE_CONNECTIONS = _deletions(lambda sql: sql.among(ConnectionRow.id, "connections"))
+DELETE_CHANNEL = (
+    *_deletions(lambda sql: ConnectionRow.channel_id == bindparam("channel")),
+    Statement(_delete_channel_object),
+    Statement(_delete_channel),
+)
+DELETE_CONNECTIONS_OF_OBJECT = Statement(_delete_connections_of_object)
+DELETE_MESSAGES = Statement(_delete_messages)
