@@ -28,7 +28,7 @@ from eric_sse.message import MessageContract
 from eric_sse.queues import InMemoryQueue, Queue
 
 from eric_sse_sql.contract import ObjectAsKeyValuePersistenceMixin
-from eric_sse_sql.errors import repository_errors
+from eric_sse_sql.opcodes import is_plain
 
 PROTOCOL = 5
 SIGNATURE_MARK = b"HMAC-SHA256:"  # no pickle of ours begins so
@@ -51,7 +51,6 @@ PLAIN_CLASSES: tuple[type, ...] = (
     list,
     object,
     set,
-    slice,
     tuple,
     collections.Counter,
     collections.OrderedDict,
@@ -96,8 +95,9 @@ class PickleCodec:
     Signatures are HMAC-SHA256 over the blob and the place it belongs to: the table and the key, or the queue. A blob
     that was changed, moved to another key or written without a key is refused before pickle sees a byte.
 
-    Safe to share between threads, processes and databases. The guard keeps a forged blob from running code; it does not
-    keep it from costing time. Where others can write to the tables, sign.
+    Safe to share between threads, processes and databases. The guard keeps a forged blob from running code and from
+    changing a class; it does not keep it from costing time and memory, nor from ending the process with a key of tuples
+    a hundred thousand deep, whose hash overflows Python's own stack. Where others can write to the tables, sign.
 
     :param allow: further classes that a blob may hold, enumerations among them
     :param signing_keys: secrets of at least 16 bytes; the first signs, all verify, so that a key can be replaced
@@ -128,10 +128,17 @@ class PickleCodec:
         :param place: where the blob will stand: the table and its row's key or queue. The signature is bound to it.
         :raises RepositoryError: when the object, or one inside it, could not be read back; it says which class
         """
-        with repository_errors(f"an object of class {class_path(type(value))} can't be stored"):
-            buffer = io.BytesIO()
+        buffer = io.BytesIO()
+        try:
             _Pickler(buffer, self).dump(value)
-            blob = buffer.getvalue()
+        except RepositoryError:
+            raise
+        except Exception as error:  # eric-sse's own too: what an object raises says nothing of the database
+            raise RepositoryError(
+                f"an object of class {class_path(type(value))} can't be stored: {type(error).__name__}; "
+                "the attached cause says why"
+            ) from error
+        blob = buffer.getvalue()
         if self._signing_keys:
             blob = SIGNATURE_MARK + _signature(self._signing_keys[0], place, blob) + blob
         self._check_size(len(blob))
@@ -145,9 +152,15 @@ class PickleCodec:
         :raises RepositoryError: when the blob is damaged, forged, unsigned where a signature is asked for, or holds a
             class that is not allowed
         """
-        with repository_errors("a stored blob can't be read"):
+        try:
             self._check_size(len(blob))
             return _unpickle(self._verified(blob, place), self, reference)
+        except RepositoryError:
+            raise
+        except Exception as error:  # eric-sse's own too: what an object raises is no empty queue
+            raise RepositoryError(
+                f"a stored blob can't be read: {type(error).__name__}; the attached cause says why"
+            ) from error
 
     def find_class(self, module: str, name: str) -> type:
         """The class of that exact module and qualified name, if a blob may hold it.
@@ -343,61 +356,10 @@ class _Unpickler(pickle.Unpickler):
 
 def _unpickle(pickled: bytes, codec: PickleCodec, reference: HeldByReference | None) -> Any:
     """The only place that unpickles."""
-    if not codec.unrestricted and _is_plain(pickled):
+    if not codec.unrestricted and is_plain(pickled):
         return pickle.loads(pickled)  # noqa: S301 - nothing in it names a class
     token = _loading.set((codec, reference))
     try:
         return _Unpickler(io.BytesIO(pickled), codec).load()
     finally:
         _loading.reset(token)
-
-
-def _widths(table: dict[int, str]) -> bytes:
-    """For each opcode its width in bytes with a fixed argument; 0 for all others."""
-    return bytes(next((width for width, ops in table.items() if chr(op) in ops), 0) for op in range(256))
-
-
-# The opcodes that the pickler above writes, and no others (the C source: Modules/_pickle.c). Those with a memo index of
-# their own choice, which make the unpickler allocate up to 64 GiB, are not among them, nor is BUILD.
-_FIXED = _widths(
-    {
-        1: "()N]}01aestu\x85\x86\x87\x88\x89\x8f\x90\x91\x94",
-        2: "\x80Kh",
-        3: "M",
-        5: "Jj",
-        9: "G\x95",
-    }
-)
-_ONE_BYTE_LENGTH = frozenset(b"\x8cC\x8a")
-_LONGER_LENGTH = {ord("X"): 4, ord("B"): 4, 0x8B: 4, 0x8D: 8, 0x8E: 8, 0x96: 8}
-_NAMES_CLASSES = frozenset(b"\x81\x92\x93R")
-_STOP = ord(".")
-
-
-def _is_plain(pickled: bytes) -> bool:
-    """Whether a pickle names no class. Walks its opcodes, so that pickle never sees a malformed one.
-
-    :raises RepositoryError: when it is cut short, goes on behind its end, or has opcodes that this package never writes
-    """
-    plain = True
-    at, end = 0, len(pickled)
-    while at < end:
-        op = pickled[at]
-        width = _FIXED[op]
-        if op == _STOP:
-            if at + 1 == end:
-                return plain
-            break
-        if width:
-            at += width
-        elif op in _ONE_BYTE_LENGTH:
-            at += 2 + pickled[at + 1] if at + 1 < end else end
-        elif op in _NAMES_CLASSES:
-            plain = False
-            at += 1
-        elif op in _LONGER_LENGTH:
-            size = _LONGER_LENGTH[op]
-            at += 1 + size + int.from_bytes(pickled[at + 1 : at + 1 + size], "little")
-        else:
-            break
-    raise RepositoryError("a stored blob is damaged: it is no pickle of this package")

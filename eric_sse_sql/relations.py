@@ -179,7 +179,7 @@ class Relations:
 
     def _row(self, connection_id: str | None, parts: Parts, channel_id: str | None) -> dict[str, Any]:
         """What ``UPSERT_CONNECTION`` binds. A queue that has no id is known by its connection's."""
-        connection_id = connection_id or parts.id
+        connection_id = parts.id if connection_id is None else connection_id
         listener_id: str = parts.listener.id
         queue_id: Any = getattr(parts.queue, "id", connection_id)
         return {
@@ -205,7 +205,8 @@ class Relations:
         stored = self._database.run(sql.OF_LISTENERS, listeners=listeners, channel=channel_id) if rows else ()
         known = {(listener, queue): connection for listener, queue, connection, _ in stored}
         for row in rows:
-            row["connection"] = row["connection"] or known.get((row["listener"], row["queue"])) or generate_uuid()
+            if row["connection"] is None:
+                row["connection"] = known.get((row["listener"], row["queue"]), generate_uuid())
         return [connection for _, _, connection, channel in stored if channel is not None]
 
     def _run_all(self, statements: Iterable[Statement], **parameters: Any) -> None:

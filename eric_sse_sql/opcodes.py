@@ -1,0 +1,69 @@
+"""A walk over the opcodes of a pickle, before pickle sees it (the C source: Modules/_pickle.c).
+
+A regular expression takes the common ones many at a time; one by one they would take as long as the rest of a fetch.
+"""
+
+from __future__ import annotations
+
+import re
+
+from eric_sse.exception import RepositoryError
+
+# The opcodes that a protocol 5 pickler writes, and no others. Those with a memo index of their own choice, which make
+# the unpickler allocate up to 64 GiB, are not among them, nor is BUILD, which would change a class as well.
+_ALONE = rb"[()N\]}01aestu\x85-\x89\x8f-\x91\x94]+"
+_WITH_ARGUMENT = rb"[\x80Kh].|M..|[Jj].{4}|G.{8}"
+_SHORT_TEXT = b"|".join(re.escape(bytes([length])) + rb".{%d}" % length for length in range(64))
+# Bounded, for the expression keeps a place to go back to for each of its turns.
+_COMMON = re.compile(rb"(?:%s|\x8c(?:%s)|%s){0,500}" % (_ALONE, _SHORT_TEXT, _WITH_ARGUMENT), re.DOTALL)
+
+_ONE_BYTE_LENGTH = frozenset(b"\x8cC\x8a")
+_LONGER_LENGTH = {ord("X"): 4, ord("B"): 4, 0x8B: 4, 0x8D: 8, 0x8E: 8, 0x96: 8}
+_NAMES_CLASSES = frozenset(b"\x81\x92\x93R")
+_FRAME = 0x95
+_STOP = b"."
+_HEADER = b"\x80\x05\x95"  # PROTO 5, FRAME
+
+
+def is_plain(pickled: bytes) -> bool:
+    """Whether a pickle names no class.
+
+    No opcode may stand across the end of a frame: there the unpickler skips bytes, and reads others than were seen.
+
+    :raises RepositoryError: when it is cut short, goes on behind its end, or has opcodes that this package never writes
+    """
+    plain, last = True, len(pickled) - 1
+    if pickled[last:] != _STOP:
+        raise _damage()
+    one_frame = _HEADER + (last - 10).to_bytes(8, "little", signed=True)
+    at = 11 if pickled.startswith(one_frame) else 0  # as most are
+    end = last  # of the frame, or of all before STOP
+    while True:
+        before, at = at, _COMMON.match(pickled, at, end).end()  # type: ignore[union-attr]  # it matches nothing, too
+        if at == end:
+            if end == last:
+                return plain
+            end = last
+            continue
+        op = pickled[at]
+        if op in _NAMES_CLASSES:
+            plain = False
+            at += 1
+        elif op in _ONE_BYTE_LENGTH:
+            at += 2 + pickled[at + 1]
+        elif op in _LONGER_LENGTH:
+            size = _LONGER_LENGTH[op]
+            at += 1 + size + int.from_bytes(pickled[at + 1 : at + 1 + size], "little")
+        elif op == _FRAME and end == last:
+            at += 9
+            end = at + int.from_bytes(pickled[at - 8 : at], "little")
+            if end == len(pickled):
+                end = last
+        elif at == before:
+            raise _damage()
+        if at > end or end > last:
+            raise _damage()
+
+
+def _damage() -> RepositoryError:
+    return RepositoryError("a stored blob is damaged: it is no pickle of this package")

@@ -1,0 +1,383 @@
+"""Bad input: the same error on every database and every engine, nothing written, and the next call works."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import application
+import pytest
+from conftest import table_counts
+from eric_sse.connection import Connection
+from eric_sse.exception import RepositoryError
+from eric_sse.listener import MessageQueueListener
+from eric_sse.message import Message
+from eric_sse.queues import InMemoryQueue
+from sqlalchemy import URL, create_engine, text
+
+from eric_sse_sql import (
+    ChannelRepository,
+    ConnectionRepository,
+    Database,
+    ListenerRepository,
+    PickleCodec,
+    QueueRepository,
+    SqlQueue,
+    SqlStorageEngine,
+)
+
+SECRET = "hunter2"
+ENGINES = ("own engine", "application's engine")
+NO_TEXT_KEYS = {"bytes": b"key", "a number": 5, "None": None, "a list": ["key"], "a class": str}
+BAD_KEYS = {
+    "NUL": ("a\0b", "must not hold a NUL character"),
+    "NUL alone": ("\0", "must not hold a NUL character"),
+    "a lone surrogate": ("a\ud800", "must not hold a lone surrogate"),
+    "a low surrogate": ("\udfff", "must not hold a lone surrogate"),
+    "1,025 bytes": ("x" * 1025, "must be at most 1024 bytes of UTF-8, not 1025"),
+    "1,026 bytes in 342 characters": ("€" * 342, "must be at most 1024 bytes of UTF-8, not 1026"),
+    "a megabyte": ("x" * 1_000_000, "must be at most 1024 bytes of UTF-8, not 1000000"),
+} | {name: (key, f"must be a str, not {type(key).__name__}") for name, key in NO_TEXT_KEYS.items()}
+GOOD_KEYS = ["", "x" * 1024, "€" * 341 + "x", "\U0010ffff" * 256, "/", "'; DROP TABLE kv_entries; --", "%", "\x01", " "]
+
+
+@pytest.fixture(params=ENGINES)
+def used(request: pytest.FixtureRequest, database: Database) -> Iterator[Database]:
+    """A database as it is used: through an engine of its own, or one of the application."""
+    if request.param == "own engine":
+        yield database
+    elif database.engine.url.database is None:
+        yield Database(database.engine)  # there is no other way to the same memory
+    else:
+        engine = create_engine(database.engine.url)
+        yield Database(engine)
+        engine.dispose()
+
+
+@contextmanager
+def refused(database: Database, message: str) -> Iterator[None]:
+    """What is inside is refused. Nothing is written, nothing is given away, and what comes next works."""
+    before = table_counts(database)
+    with pytest.raises(RepositoryError) as error:
+        yield
+    assert message in str(error.value)
+    assert SECRET not in "".join(traceback.format_exception(error.value)) + repr(error.value)
+    assert table_counts(database) == before
+    storage, queue = SqlStorageEngine(database, "next"), SqlQueue(database, "next")
+    storage.upsert("key", "value")
+    queue.push(Message("next"))
+    assert (storage.fetch_one("key"), queue.pop().type) == ("value", "next")
+    storage.delete("key")
+
+
+def store(database: Database, blob: Any, key: str = "key") -> None:
+    """Put a blob where an entry and a message are, as somebody with SQL may do."""
+    SqlStorageEngine(database).upsert(key, "good")
+    SqlQueue(database, key).push(Message("good"))
+    with database.engine.begin() as connection:
+        for statement in (
+            "UPDATE kv_entries SET value = :blob WHERE key = :entry",
+            "UPDATE sse_messages SET message = :blob WHERE queue_id = :queue",
+        ):
+            connection.execute(text(statement), {"blob": blob, "entry": f"kv/{key}", "queue": key})
+
+
+def stored(database: Database, table: str, column: str) -> list[Any]:
+    with database.engine.connect() as connection:
+        return list(connection.scalars(text(f"SELECT {column} FROM {table} ORDER BY 1")))
+
+
+# Keys and ids
+
+
+@pytest.mark.parametrize("name", BAD_KEYS)
+def test_a_bad_key_is_refused(database: Database, name: str) -> None:
+    key, message = BAD_KEYS[name]
+    storage, connection = SqlStorageEngine(database), Connection(MessageQueueListener(), SqlQueue(database))
+    listener = MessageQueueListener()
+    listener.id = key
+    for call in (
+        lambda: storage.upsert(key, SECRET),
+        lambda: storage.fetch_one(key),
+        lambda: storage.delete(key),
+        lambda: list(storage.fetch_by_prefix(key)),
+        lambda: ListenerRepository(storage).persist(listener),
+        lambda: ListenerRepository(storage).load(key),
+        lambda: ListenerRepository(storage).delete(key),
+        lambda: QueueRepository(storage).load(key),
+        lambda: QueueRepository(storage).delete(key),
+        lambda: ConnectionRepository(storage).persist(Connection(listener, SqlQueue(database))),
+        lambda: list(ConnectionRepository(storage).load_all(key)),
+        lambda: ConnectionRepository(storage).load_one(key),
+        lambda: ConnectionRepository(storage).delete(key),
+        lambda: ChannelRepository(storage).load_one(key),
+        lambda: ChannelRepository(storage).delete(key),
+    ):
+        with refused(database, message):
+            call()
+    if key is not None:
+        with refused(database, message):
+            SqlQueue(database, key)
+        with refused(database, message):
+            ConnectionRepository(storage).persist(connection, key)
+
+
+@pytest.mark.parametrize("key", GOOD_KEYS, ids=ascii)
+def test_a_good_key_is_taken_however_odd_it_is(database: Database, key: str) -> None:
+    storage, queue = SqlStorageEngine(database), SqlQueue(database, key)
+    storage.upsert(key, "value")
+    queue.push(Message("type"))
+    assert storage.fetch_one(key) == "value"
+    assert list(storage.fetch_by_prefix(key)) == ["value"]
+    assert queue.pop().type == "type"
+    storage.delete(key)
+    assert table_counts(database)["kv_entries"] == 0
+
+
+# Values
+
+
+def _local() -> Any:
+    class Local(Message):
+        """A class that no name leads to."""
+
+    return Local(SECRET)
+
+
+def _deep() -> Any:
+    value: Any = SECRET
+    for _ in range(100_000):
+        value = [value]
+    return value
+
+
+UNSTORABLE: dict[str, tuple[Callable[[], Any], str]] = {
+    "a lambda": (lambda: lambda: SECRET, "the function"),
+    "a lock": (threading.Lock, "can't be stored"),
+    "a generator": (lambda: (each for each in SECRET), "can't be stored"),
+    "a module": (lambda: application, "can't be stored"),
+    "a local class": (_local, "class test_bad_input._local.<locals>.Local is not allowed"),
+    "a class that is not allowed": (lambda: application.Notebook(SECRET), "PickleCodec(allow=[Notebook])"),
+    "a member of an enumeration": (lambda: application.Colour.RED, "PickleCodec(allow=[Colour])"),
+    "a queue in memory": (InMemoryQueue, "use eric_sse_sql.SqlQueue"),
+    "the mixin with a path to nothing": (lambda: application.Misplaced(SECRET), "application.Nowhere is not allowed"),
+    "too many lists in each other": (_deep, "RecursionError"),
+}
+
+
+@pytest.mark.parametrize("name", UNSTORABLE)
+def test_what_could_not_be_read_back_is_refused(used: Database, name: str) -> None:
+    make, message = UNSTORABLE[name]
+    storage, queue = SqlStorageEngine(used), SqlQueue(used, "queue")
+    storage.upsert("key", "old")
+    for value in (make(), {SECRET: [SECRET, make()]}):
+        with refused(used, message):
+            storage.upsert("key", value)
+        with refused(used, message):
+            queue.push(Message(SECRET, value))
+    assert storage.fetch_one("key") == "old"
+
+
+def test_one_bad_part_keeps_all_of_a_connection_out(database: Database) -> None:
+    listener = application.Clerk("name")
+    listener.act = lambda: SECRET
+    connections = ConnectionRepository(SqlStorageEngine(database))
+    with refused(database, "the function"):
+        connections.persist(Connection(listener, SqlQueue(database)))
+    with refused(database, "eric_sse_sql.SqlQueue"):
+        connections.persist(Connection(application.Clerk("name"), InMemoryQueue()))
+
+
+def test_a_value_that_is_too_large_is_refused(database: Database) -> None:
+    database.codec.max_blob_bytes = 1000
+    with refused(database, "a blob must be at most 1000 bytes"):
+        SqlStorageEngine(database).upsert("key", SECRET * 1000)
+    with refused(database, "a blob must be at most 1000 bytes"):
+        SqlQueue(database, "queue").push(Message(SECRET, SECRET * 1000))
+
+
+# Blobs
+
+
+GOOD = PickleCodec().encode({"secret": [SECRET, application.Order(1)]}, "anywhere")
+BAD_BLOBS = {
+    "empty": b"",
+    "truncated": GOOD[:-1],
+    "truncated in the middle": GOOD[: len(GOOD) // 2],
+    "continued": GOOD + b".",
+    "flipped": GOOD[:3] + bytes([GOOD[3] ^ 0x40]) + GOOD[4:],
+    "no pickle": SECRET.encode() * 10,
+    "forged": f"cos\nsystem\n(S'echo {SECRET}'\ntR.".encode(),
+    "of a class that is not allowed": PickleCodec(unrestricted=True).encode(application.Notebook(SECRET), "anywhere"),
+    "signed": PickleCodec(signing_keys=[b"k" * 16]).encode(SECRET, "kv_entries/kv/key"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_BLOBS)
+def test_a_bad_blob_is_refused_and_stays(used: Database, name: str) -> None:
+    store(used, BAD_BLOBS[name])
+    storage, queue = SqlStorageEngine(used), SqlQueue(used, "key")
+    for call in (
+        lambda: storage.fetch_one("key"),
+        lambda: list(storage.fetch_by_prefix("k")),
+        lambda: list(storage.fetch_all()),
+        queue.pop,
+        queue.pop,
+    ):
+        with refused(used, ""):
+            call()
+    assert stored(used, "sse_messages", "message") == [BAD_BLOBS[name]]
+    storage.upsert("key", "mended")
+    assert storage.fetch_one("key") == "mended"
+
+
+def test_a_text_in_place_of_a_blob_is_refused(tmp_path: Path) -> None:
+    """Only SQLite takes a text, or a number, where a blob belongs."""
+    with Database(f"sqlite:///{tmp_path / 'test.db'}") as database:
+        database.upgrade()
+        for blob in (SECRET, 5, 1.5):
+            store(database, blob)
+            with refused(database, "a stored blob can't be read"):
+                SqlStorageEngine(database).fetch_one("key")
+            with refused(database, "a stored blob can't be read"):
+                SqlQueue(database, "key").pop()
+
+
+def test_a_signed_blob_is_good_for_its_own_place_alone(used: Database) -> None:
+    used.codec = PickleCodec(signing_keys=[b"k" * 16])
+    storage, queue = SqlStorageEngine(used), SqlQueue(used, "kv/key")
+    storage.upsert("key", SECRET)
+    storage.upsert("other", "value")
+    for key in ("queue", "kv/key"):
+        SqlQueue(used, key).push(Message("type"))
+    with used.engine.begin() as connection:
+        blob = connection.scalar(text("SELECT value FROM kv_entries WHERE key = 'kv/key'"))
+        connection.execute(text("UPDATE kv_entries SET value = :blob WHERE key = 'kv/other'"), {"blob": blob})
+        connection.execute(text("UPDATE sse_messages SET message = :blob"), {"blob": blob})
+    assert storage.fetch_one("key") == SECRET
+    with refused(used, "the blob of kv_entries/kv/other has no valid signature"):
+        storage.fetch_one("other")
+    with refused(used, "the blob of sse_messages/kv/key has no valid signature"):
+        queue.pop()
+    with refused(used, "the blob of sse_messages/queue has no valid signature"):
+        SqlQueue(used, "queue").pop()
+
+
+# Databases
+
+
+def leaks_nothing(error: RepositoryError) -> bool:
+    """Whether neither the password of a URL nor a value can be seen in an error."""
+    return SECRET not in str(error) + repr(error)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_missing_tables_are_an_error_that_says_how_to_make_them(empty_url: URL, engine: str) -> None:
+    made = create_engine(empty_url)
+    with Database(empty_url if engine == "own engine" else made) as database:
+        storage, queue = SqlStorageEngine(database), SqlQueue(database, "queue")
+        for call in (
+            lambda: storage.upsert("key", SECRET),
+            lambda: storage.fetch_one("key"),
+            lambda: list(storage.fetch_by_prefix("k")),
+            lambda: list(storage.fetch_all()),
+            lambda: storage.delete("key"),
+            lambda: queue.push(Message(SECRET)),
+            queue.pop,
+            lambda: ChannelRepository(storage).persist(application.Room(SECRET, "id")),
+            lambda: list(ChannelRepository(storage).load_all()),
+            lambda: ConnectionRepository(storage).delete("id"),
+            database.check,
+        ):
+            with pytest.raises(
+                RepositoryError, match=r"missing.*Database\.upgrade\(\),? or .*`alembic upgrade head`"
+            ) as error:
+                call()
+            assert leaks_nothing(error.value)
+            assert SECRET not in "".join(traceback.format_exception(error.value))
+        database.upgrade()
+        with refused(database, "function"):
+            storage.upsert("key", lambda: SECRET)
+    made.dispose()
+
+
+def rename(database: Database, column: str, new: str) -> None:
+    with database.engine.begin() as connection:
+        connection.execute(text(f"ALTER TABLE kv_entries RENAME COLUMN {column} TO {new}"))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_tables_of_another_version_are_an_error_that_says_so(empty_url: URL, engine: str) -> None:
+    made = create_engine(empty_url)
+    with Database(empty_url if engine == "own engine" else made) as database:
+        database.upgrade()
+        rename(database, "value", "content")
+        with pytest.raises(RepositoryError, match=r"another version.* Database\.check\(\)") as error:
+            SqlStorageEngine(database).upsert("key", SECRET)
+        assert SECRET not in "".join(traceback.format_exception(error.value))
+        rename(database, "content", "value")
+        with refused(database, "function"):
+            SqlStorageEngine(database).upsert("key", lambda: SECRET)
+    made.dispose()
+
+
+def _closed_port() -> int:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        port: int = listening.getsockname()[1]
+        return port
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("backend", ["sqlite", "postgres"])
+def test_a_database_that_can_not_be_reached_is_an_error_that_says_so(backend: str, engine: str, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/missing/test.db"
+    message = "the SQLite file can't be opened"
+    if backend == "postgres":
+        url = f"postgresql+psycopg://someone:{SECRET}@127.0.0.1:{_closed_port()}/shop"
+        message = "the server can't be reached"
+    made = create_engine(url)
+    with Database(url if engine == "own engine" else made) as database:
+        storage, queue = SqlStorageEngine(database), SqlQueue(database, "queue")
+        for call in (
+            lambda: storage.upsert("key", SECRET),
+            lambda: storage.fetch_one("key"),
+            lambda: list(storage.fetch_all()),
+            lambda: storage.delete("key"),
+            lambda: queue.push(Message(SECRET)),
+            queue.pop,
+            database.check,
+            database.upgrade,
+            lambda: ConnectionRepository(storage).delete("id"),
+        ):
+            with pytest.raises(RepositoryError, match=message) as error:
+                call()
+            assert error.value.__cause__ is not None
+            assert leaks_nothing(error.value)
+        assert SECRET not in repr(database)
+    assert not (tmp_path / "missing").exists()
+    made.dispose()
+
+
+@pytest.mark.parametrize(
+    "bind",
+    [
+        *(None, 5, b"sqlite://", [], object()),
+        *("", SECRET, f"no url {SECRET}", f"//{SECRET}", f"unknown://me:{SECRET}@host/db"),
+        *(f"mysql://me:{SECRET}@host/db", f"postgresql+psycopg2://me:{SECRET}@host/db"),
+        *(f"postgresql+asyncpg://me:{SECRET}@host/db", "sqlite+aiosqlite://", "sqlite+pysqlcipher://"),
+        f"postgresql+psycopg://me:{SECRET}@host:no-port/db",
+    ],
+    ids=str,
+)
+def test_a_bind_that_is_no_database_of_ours_is_refused(bind: Any) -> None:
+    for make in (Database, SqlStorageEngine):
+        with pytest.raises(RepositoryError) as error:
+            make(bind)
+        assert error.value.__cause__ is not None
+        assert leaks_nothing(error.value)

@@ -1,0 +1,563 @@
+"""``PickleCodec``: what it stores, what it refuses, and that both are one rule."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import math
+import pickle
+import re
+import sys
+import types
+import uuid
+from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Callable, Iterator
+from datetime import date, datetime, time, timedelta, timezone
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import application
+import pytest
+from eric_sse.connection import Connection
+from eric_sse.exception import InvalidMessageFormat, NoMessagesException, RepositoryError
+from eric_sse.listener import MessageQueueListener
+from eric_sse.message import Message, SignedMessage, UniqueMessage
+from eric_sse.prefabs import SSEChannel
+from eric_sse.queues import InMemoryQueue
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eric_sse_sql import Database, PickleCodec, SqlQueue
+from eric_sse_sql.contract import ItemNotFound
+
+CODEC = PickleCodec()
+PLACE = "kv_entries/kv/key"
+KEY, NEW_KEY = b"k" * 16, b"n" * 32
+MADRID = ZoneInfo("Europe/Madrid")
+
+ZONES = st.sampled_from([None, timezone.utc, timezone(timedelta(hours=5, minutes=30), "IST"), MADRID])
+HASHABLE = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.integers(min_value=-(2**2100), max_value=2**2100)
+    | st.floats(allow_nan=False)
+    | st.complex_numbers(allow_nan=False)
+    | st.text(st.characters(), max_size=300)
+    | st.binary(max_size=300)
+    | st.datetimes(timezones=ZONES)
+    | st.dates()
+    | st.times(timezones=ZONES)
+    | st.timedeltas()
+    | st.decimals(allow_nan=False)
+    | st.fractions()
+    | st.uuids()
+)
+PLAIN = st.recursive(
+    HASHABLE,
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.lists(inner, max_size=4).map(tuple)
+        | st.dictionaries(HASHABLE, inner, max_size=4)
+        | st.sets(HASHABLE, max_size=4)
+        | st.frozensets(HASHABLE, max_size=4)
+        | st.binary(max_size=20).map(bytearray)
+        | st.lists(inner, max_size=4).map(deque)
+        | st.dictionaries(HASHABLE, inner, max_size=4).map(OrderedDict)
+        | st.dictionaries(HASHABLE, inner, max_size=4).map(lambda pairs: defaultdict(list, pairs))
+        | st.dictionaries(HASHABLE, st.integers(), max_size=4).map(Counter)
+    ),
+    max_leaves=12,
+)
+
+
+def again(value: Any, codec: PickleCodec = CODEC, reference: Database | None = None) -> Any:
+    """A value, written and read."""
+    return codec.decode(codec.encode(value, PLACE), PLACE, reference)
+
+
+def contents(value: Any) -> tuple[type, Any, Any]:
+    """What is in an object, and in the objects in it."""
+    attributes = {name: contents(each) if hasattr(each, "__dict__") else each for name, each in vars(value).items()}
+    return type(value), attributes, getattr(value, "args", ())
+
+
+def refusal(call: Callable[..., Any], *arguments: Any) -> str:
+    """What a call is refused with."""
+    with pytest.raises(RepositoryError) as refused:
+        call(*arguments)
+    return str(refused.value)
+
+
+# Plain data
+
+
+@given(PLAIN)
+def test_plain_data_comes_back_equal(value: Any) -> None:
+    loaded = again(value)
+    assert loaded == value
+    assert type(loaded) is type(value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        float("inf"),
+        "\ud800 alone",
+        "x" * 100_000,
+        b"x" * 100_000,
+        bytearray(b"\0\xff"),
+        list(range(3_000)),
+        {n: str(n) for n in range(3_000)},
+        set(range(3_000)),
+        7**90_000,
+        datetime(2024, 10, 27, 2, 30, tzinfo=MADRID, fold=1),
+        timezone.utc,
+        MADRID,
+        Decimal("-Infinity"),
+        Fraction(22, 7),
+        uuid.UUID(int=2**127),
+        deque([1, 2], maxlen=2),
+        OrderedDict(b=1, a=2),
+        dict,
+        datetime,
+    ],
+    ids=lambda value: f"{type(value).__name__} {str(value)[:15]!a}" if not isinstance(value, int) else "a large number",
+)
+def test_values_at_the_edges_come_back_equal(value: Any) -> None:
+    loaded = again(value)
+    assert (loaded, type(loaded)) == (value, type(value))
+
+
+def test_what_equality_does_not_see_comes_back_too() -> None:
+    assert math.isnan(again(float("nan")))
+    assert again(Decimal("sNaN123")).compare_total(Decimal("sNaN123")) == 0
+    assert again(datetime(2024, 10, 27, 2, 30, tzinfo=MADRID, fold=1)).fold == 1
+    assert again(datetime(2024, 1, 1, tzinfo=MADRID)).tzinfo is MADRID
+    assert again(deque("ab", maxlen=2)).maxlen == 2
+    assert list(again(OrderedDict(b=1, a=2))) == ["b", "a"]
+    assert again(defaultdict(list)).default_factory is list
+    assert [type(each) for each in again((date.min, time.min, timedelta.max))] == [date, time, timedelta]
+
+
+def test_a_structure_that_contains_itself_comes_back_so() -> None:
+    value: dict[str, Any] = {"list": []}
+    value["list"].append(value)
+    value["tuple"] = (value["list"],)
+    loaded = again(value)
+    assert loaded["list"][0] is loaded
+    assert loaded["tuple"][0] is loaded["list"]
+
+
+# Classes of eric-sse, and of the application
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        Message("type", {"a": [1, None]}),
+        SignedMessage("sender", "type", "text"),
+        UniqueMessage(Message("type", 1.5), "sender"),
+        MessageQueueListener(),
+        InvalidMessageFormat("text"),
+        application.Order(1, [Decimal("1.5")]),
+        application.Clerk("name"),
+        application.ListQueue("queue"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_objects_of_eric_sse_and_of_classes_derived_from_it_come_back(value: Any) -> None:
+    assert contents(again(value)) == contents(value)
+
+
+def test_a_connection_comes_back_with_its_listener_and_queue() -> None:
+    value = Connection(application.Clerk("name"), application.ListQueue("queue"))
+    value.queue.push(Message("type", value.listener))
+    loaded = again(value)
+    assert loaded.id == value.id
+    assert loaded.queue.pop().payload is loaded.listener
+
+
+def test_a_channel_comes_back() -> None:
+    for value in (SSEChannel(channel_id="id"), application.Room("topic", "id"), application.Hall("id")):
+        loaded = again(value)
+        assert (type(loaded), loaded.id) == (type(value), "id")
+
+
+def test_state_in_slots_in_dictionaries_and_of_the_classs_own_making_comes_back() -> None:
+    assert again(application.Slotted(1.5)).weight == 1.5
+    versioned = again(application.Versioned("type"))
+    assert (versioned.version, versioned.type) == (2, "type")
+    basket = application.Basket([1, 2])
+    basket.owner = "me"
+    assert (again(basket), again(basket).owner) == ([1, 2], "me")
+
+
+def test_attribute_names_are_interned_as_pickle_does_it() -> None:
+    name = next(name for name in vars(again(application.Order(1))) if name == "number")
+    assert name is sys.intern("number")
+
+
+def test_a_plain_class_is_stored_once_it_is_allowed() -> None:
+    codec = PickleCodec(
+        allow=[application.Notebook, application.Address, application.Point, application.Stamp, application.Pixel]
+    )
+    assert again(application.Notebook("text"), codec).text == "text"
+    for value in (application.Address("street", ["tag"]), application.Point(1, 2), application.Stamp("ES")):
+        assert again(value, codec) == value
+    pixel = again(application.Pixel(3, 4), codec)
+    assert (pixel.x, pixel.y) == (3, 4)
+
+
+def test_a_member_of_an_enumeration_is_stored_once_its_class_is_allowed() -> None:
+    assert "allow=[Colour]" in refusal(CODEC.encode, application.Colour.RED, PLACE)
+    codec = PickleCodec(allow=[application.Colour, application.Level, application.Right])
+    assert again(application.Colour.RED, codec) is application.Colour.RED
+    assert again(application.Level.HIGH, codec) is application.Level.HIGH
+    assert again(application.Right.READ | application.Right.WRITE, codec) == application.Right(3)
+
+
+def test_a_class_inside_a_class_is_stored_once_it_is_allowed() -> None:
+    value = application.Drawer.Inner("type")
+    assert "allow=[Drawer.Inner]" in refusal(CODEC.encode, value, PLACE)
+    loaded = again(value, PickleCodec(allow=[application.Drawer.Inner]))
+    assert type(loaded) is application.Drawer.Inner
+
+
+# Refusals
+
+
+class _Local(Message):
+    """A class whose module has another class under its name, once the next statement has run."""
+
+
+STALE = _Local("type")
+
+
+class _Local(Message):
+    """The other one."""
+
+
+def _local_object() -> Message:
+    class Local(Message):
+        """A class that no name leads to."""
+
+    return Local("type")
+
+
+REFUSED = {
+    "an object of a class that is not allowed": application.Notebook(),
+    "a dataclass that is not allowed": application.Address("street"),
+    "a class that is not allowed": application.Notebook,
+    "an object of a local class": _local_object(),
+    "an object of a class that was defined again": STALE,
+    "a function": application.touch,
+    "a lambda": lambda: None,
+    "a method": application.Clerk("name").start,
+    "a builtin function": len,
+    "a method of a builtin": [].append,
+    "a partial call": functools.partial(application.touch),
+    "a module": application,
+    "a regular expression": re.compile("x"),
+    "an exception": ValueError("x"),
+    "a generator": (n for n in ()),
+    "a range": range(3),
+    "the type of None": type(None),
+    "a generic alias": list[int],
+    "an in-memory queue": InMemoryQueue(),
+    "a default dictionary with a function": defaultdict(lambda: 0),
+    "an object that is a global": type("", (), {"__reduce__": lambda self: "CODEC"})(),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("inside", [lambda value: value, lambda value: {"a": [1, Message("type", (value,))]}])
+def test_what_could_not_be_read_back_is_refused_when_it_is_written(name: str, inside: Callable[[Any], Any]) -> None:
+    refusal(CODEC.encode, inside(REFUSED[name]), PLACE)
+
+
+@pytest.mark.parametrize("value", [application.Notebook(), application.Colour.RED, ValueError("x"), application.Drawer])
+def test_writing_and_reading_refuse_with_the_same_words(value: Any) -> None:
+    blob = PickleCodec(unrestricted=True).encode(value, PLACE)
+    assert refusal(CODEC.decode, blob, PLACE) == refusal(CODEC.encode, value, PLACE)
+
+
+def test_a_refusal_names_the_class_and_how_to_allow_it() -> None:
+    refused = refusal(CODEC.encode, {"a": application.Notebook("secret text")}, PLACE)
+    assert "application.Notebook is not allowed" in refused
+    assert "PickleCodec(allow=[Notebook])" in refused
+    assert "secret" not in refused
+
+
+def test_a_class_that_is_pickled_through_a_function_is_named() -> None:
+    assert "class re.Pattern is pickled by the name of a function" in refusal(CODEC.encode, re.compile("x"), PLACE)
+
+
+def test_a_queue_in_memory_is_named_with_what_to_use() -> None:
+    for codec in (CODEC, PickleCodec(unrestricted=True)):
+        refused = refusal(codec.encode, Connection(MessageQueueListener(), InMemoryQueue()), PLACE)
+        assert "eric_sse.queues.InMemoryQueue" in refused
+        assert "use eric_sse_sql.SqlQueue" in refused
+
+
+def test_a_blob_that_is_not_bytes_is_refused() -> None:
+    for blob in ("text", 5, None, memoryview(b"\x80\x05N.")):
+        refusal(CODEC.decode, blob, PLACE)
+
+
+@pytest.mark.parametrize("entry", ["text", None, 5, application.touch])
+def test_only_classes_can_be_allowed(entry: Any) -> None:
+    assert "takes classes" in refusal(lambda: PickleCodec(allow=[entry]))
+
+
+# The mixin
+
+
+@pytest.mark.parametrize("cls", [application.ByMixin, application.Robot, application.Pipe, application.Hall])
+def test_an_object_of_the_mixin_comes_back_wherever_it_stands(cls: Callable[[str], application.ByMixin]) -> None:
+    value = cls("key")
+    value.friend = {"friend": cls("friend")}
+    loaded = again({"a": [value, {"b": (value,)}], "c": Message("type", value), "d": OrderedDict(e=value)})
+    found = loaded["a"][0]
+    assert type(found) is cls
+    assert found.act() == "key"
+    assert found.friend["friend"].key == "friend"
+    assert all(each is found for each in (loaded["a"][1]["b"][0], loaded["c"].payload, loaded["d"]["e"]))
+
+
+def test_objects_of_the_mixin_may_know_each_other() -> None:
+    one, other = application.ByMixin("one"), application.Robot("other")
+    one.friend, other.friend = [other], one
+    loaded = again(one)
+    assert loaded.friend[0].friend is loaded
+
+
+def test_setting_up_an_object_may_read_other_blobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    inner, outer = Database("sqlite://"), Database("sqlite://")
+    blob = CODEC.encode(SqlQueue(inner, "inner"), PLACE)
+
+    def set_up(robot: application.Robot, setup: dict[str, Any]) -> None:
+        robot.friend = CODEC.decode(blob, PLACE, inner)
+
+    monkeypatch.setattr(application.Robot, "kv_setup_by_dict", set_up)
+    robot, queue = again([application.Robot("key"), SqlQueue(outer, "outer")], reference=outer)
+    assert robot.friend._database is inner
+    assert queue._database is outer
+
+
+@pytest.mark.parametrize("raised", [NoMessagesException(), ItemNotFound("key"), ValueError("x")], ids=repr)
+def test_what_setting_up_an_object_raises_is_no_empty_queue_and_no_missing_key(
+    raised: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def set_up(robot: application.Robot, setup: dict[str, Any]) -> None:
+        raise raised
+
+    monkeypatch.setattr(application.Robot, "kv_setup_by_dict", set_up)
+    with pytest.raises(RepositoryError) as error:
+        again(application.Robot("key"))
+    assert error.value.__cause__ is raised
+
+
+def test_a_class_path_of_the_mixin_that_leads_nowhere_is_refused_when_it_is_written() -> None:
+    assert "class application.Nowhere is not allowed" in refusal(CODEC.encode, application.Misplaced("key"), PLACE)
+
+
+def test_a_class_path_of_the_mixin_to_another_class_is_refused_when_it_is_written() -> None:
+    refused = refusal(CODEC.encode, [application.Disguised("key")], PLACE)
+    assert "application.Order does not derive from ObjectAsKeyValuePersistenceMixin" in refused
+
+
+# References to a database
+
+
+def test_a_database_inside_an_object_comes_back_as_the_one_that_loads_it() -> None:
+    writer, reader = Database("postgresql://someone:hunter2@db.example.org:5432/shop"), Database("sqlite://")
+    blob = CODEC.encode({"queue": SqlQueue(writer, "q"), "robot": application.Order(1, [writer])}, PLACE)
+    for secret in (b"hunter2", b"someone", b"db.example", b"5432", b"shop", b"postgres", b"psycopg"):
+        assert secret not in blob
+    loaded = CODEC.decode(blob, PLACE, reader)
+    assert loaded["queue"]._database is reader
+    assert loaded["robot"].items == [reader]
+
+
+def test_a_reference_that_nothing_loads_is_refused() -> None:
+    assert "refers to a database" in refusal(again, SqlQueue(Database("sqlite://"), "q"))
+
+
+@pytest.mark.parametrize("use", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_a_database_is_not_pickled_by_anything_else(use: Callable[[Any], Any]) -> None:
+    with pytest.raises(TypeError, match="a Database can't be pickled"):
+        use(Database("sqlite://"))
+
+
+def test_what_a_database_is_allows_no_state() -> None:
+    with pytest.raises(TypeError, match="takes no state"):
+        Database("sqlite://").__setstate__({})
+
+
+# Signatures
+
+
+def test_the_first_key_signs_and_all_verify() -> None:
+    old, rotating, new = (PickleCodec(signing_keys=keys) for keys in ([KEY], [NEW_KEY, KEY], [NEW_KEY]))
+    assert rotating.decode(old.encode("value", PLACE), PLACE) == "value"
+    assert new.decode(rotating.encode("value", PLACE), PLACE) == "value"
+    assert "no valid signature" in refusal(old.decode, rotating.encode("value", PLACE), PLACE)
+
+
+def test_a_blob_is_bound_to_its_place() -> None:
+    codec = PickleCodec(signing_keys=[KEY])
+    blob = codec.encode(Message("type"), PLACE)
+    for place in ("kv_entries/kv/other", "kv_entries/kv/key/", "sse_messages/kv/key", "sse_messages/key", ""):
+        assert f"the blob of {place} has no valid signature" in refusal(codec.decode, blob, place)
+
+
+def test_no_byte_of_a_signed_blob_can_be_changed_cut_or_added() -> None:
+    codec = PickleCodec(signing_keys=[KEY, NEW_KEY])
+    blob = codec.encode(Message("type", 1), PLACE)
+    for at in range(len(blob)):
+        flipped = blob[:at] + bytes([blob[at] ^ 1]) + blob[at + 1 :]
+        assert "no valid signature" in refusal(codec.decode, flipped, PLACE)
+        assert "no valid signature" in refusal(codec.decode, blob[:at], PLACE)
+    assert "no valid signature" in refusal(codec.decode, blob + b"\0", PLACE)
+
+
+def test_a_blob_without_signature_is_refused_before_pickle_sees_it() -> None:
+    codec = PickleCodec(signing_keys=[KEY], unrestricted=True)
+    hostile = pickle.dumps(functools.partial(application.touch)) + b"trailing"
+    for blob in (CODEC.encode("value", PLACE), hostile, b"", b"HMAC-SHA256:"):
+        assert "no valid signature" in refusal(codec.decode, blob, PLACE)
+
+
+def test_a_codec_without_keys_says_that_a_blob_is_signed() -> None:
+    blob = PickleCodec(signing_keys=[KEY]).encode("value", PLACE)
+    assert "signing_keys=[...]" in refusal(CODEC.decode, blob, PLACE)
+    assert "signing_keys=[...]" in refusal(PickleCodec(unrestricted=True).decode, blob, PLACE)
+
+
+@pytest.mark.parametrize("key", ["k" * 16, b"k" * 15, b"", None, bytearray(16)])
+def test_a_key_that_is_short_or_no_bytes_is_refused(key: Any) -> None:
+    refused = refusal(lambda: PickleCodec(signing_keys=[key]))
+    assert "at least 16 bytes" in refused
+    assert "kkk" not in refused
+
+
+# Without the guard
+
+
+def test_without_the_guard_everything_that_pickle_takes_is_stored() -> None:
+    codec = PickleCodec(unrestricted=True)
+    for value in (application.touch, [len], application.Notebook, range(3), re.compile("x"), application.Colour.RED):
+        assert again(value, codec) == value
+    assert again(application.Clerk("name").start, codec).__self__.name == "name"
+    assert again(application.Notebook("text"), codec).text == "text"
+    assert codec.decode(pickle.dumps(application.Notebook("by pickle")), PLACE).text == "by pickle"
+
+
+def test_without_the_guard_databases_and_the_mixin_are_stored_as_with_it() -> None:
+    codec, database = PickleCodec(unrestricted=True), Database("sqlite://")
+    queue, robot = again([SqlQueue(database, "q"), application.Robot("key")], codec, database)
+    assert queue._database is database
+    assert robot.act() == "key"
+    assert "does not derive from" in refusal(codec.encode, application.Disguised("key"), PLACE)
+
+
+def test_what_was_written_without_the_guard_is_read_with_it_where_the_classes_are_allowed() -> None:
+    value = {"order": application.Order(1), "colour": application.Colour.RED, "pixel": application.Pixel(1, 2)}
+    blob = PickleCodec(unrestricted=True).encode(value, PLACE)
+    refusal(CODEC.decode, blob, PLACE)
+    loaded = PickleCodec(allow=[application.Colour, application.Pixel]).decode(blob, PLACE)
+    assert (loaded["order"].number, loaded["colour"], loaded["pixel"].y) == (1, application.Colour.RED, 2)
+
+
+def test_without_the_guard_reading_may_import(unimported: str) -> None:
+    blob = f"c{unimported}\nImported\n.".encode()
+    refusal(CODEC.decode, blob, PLACE)
+    assert unimported not in sys.modules
+    assert PickleCodec(unrestricted=True).decode(blob, PLACE).__name__ == "Imported"
+
+
+# Limits
+
+
+def test_a_blob_that_is_too_large_is_neither_written_nor_read() -> None:
+    class Small(PickleCodec):
+        max_blob_bytes = 1000
+
+    codec, blob = Small(), CODEC.encode(b"x" * 1000, PLACE)
+    exact = codec.encode(b"x" * (1000 - len(codec.encode(b"x" * 300, PLACE)) + 300), PLACE)
+    assert len(exact) == 1000
+    assert len(codec.decode(exact, PLACE)) > 900
+    for refused in (refusal(codec.encode, b"x" * 1000, PLACE), refusal(codec.decode, blob, PLACE)):
+        assert f"at most 1000 bytes, not {len(blob)}" in refused
+
+
+def test_a_blob_is_64_mebibytes_at_most_by_default() -> None:
+    assert "at most 67108864 bytes" in refusal(CODEC.encode, bytes(64 * 1024 * 1024), PLACE)
+    assert "at most 67108864 bytes" in refusal(CODEC.decode, bytes(64 * 1024 * 1024 + 1), PLACE)
+
+
+def test_a_structure_nested_too_deep_to_be_pickled_is_refused() -> None:
+    value: list[Any] = []
+    for _ in range(100_000):
+        value = [value]
+    assert "RecursionError" in refusal(CODEC.encode, value, PLACE)
+
+
+# Reading runs no code of a module
+
+
+@pytest.fixture
+def unimported(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A module that could be imported."""
+    name = f"unimported_{uuid.uuid4().hex}"
+    (tmp_path / f"{name}.py").write_text("class Imported: ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield name
+    sys.modules.pop(name, None)
+
+
+def _named(module: str, name: str) -> bytes:
+    """A pickle of a class of that name."""
+    return b"".join((b"\x80\x05", *(b"\x8c%c%b" % (len(each), each.encode()) for each in (module, name)), b"\x93."))
+
+
+def test_reading_imports_nothing(unimported: str) -> None:
+    before = set(sys.modules)
+    assert f"import {unimported} first" in refusal(CODEC.decode, _named(unimported, "Imported"), PLACE)
+    assert f"import {unimported} first" in refusal(
+        CODEC.encode, type("Message", (Message,), {"__module__": unimported})("type"), PLACE
+    )
+    again({"order": application.Order(1, [Decimal(1), uuid.UUID(int=1)]), "robot": application.Robot("key")})
+    assert set(sys.modules) == before
+
+
+def test_reading_asks_no_module_for_an_attribute(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Lazy(types.ModuleType):
+        def __getattribute__(self, name: str) -> Any:
+            application.touch("attribute", name)
+            raise AssertionError(name)
+
+    class LazyObject:
+        @property
+        def __class__(self) -> Any:
+            application.touch("class")
+            return type
+
+    module = types.ModuleType("with_getattr")
+    vars(module).update({"__getattr__": application.touch, "proxy": LazyObject()})
+    monkeypatch.setitem(sys.modules, "lazy", Lazy("lazy"))
+    monkeypatch.setitem(sys.modules, "with_getattr", module)
+    monkeypatch.setitem(sys.modules, "no_module", LazyObject())
+    monkeypatch.setitem(sys.modules, "nothing", None)
+    for where, name in (
+        ("lazy", "Anything"),
+        ("with_getattr", "Anything"),
+        ("with_getattr", "proxy"),
+        ("no_module", "Anything"),
+        ("nothing", "Anything"),
+    ):
+        assert f"class {where}.{name} is " in refusal(CODEC.decode, _named(where, name), PLACE)
+    assert application.touched == []
