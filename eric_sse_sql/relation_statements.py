@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from sqlalchemy import bindparam, delete, exists, func, or_, select, union_all
+from sqlalchemy import bindparam, delete, exists, or_, select, union_all
 from sqlalchemy.orm import aliased
 
 from eric_sse_sql.models import ChannelRow, ConnectionRow, KvEntry, MessageRow
-from eric_sse_sql.statements import Construct, Dialect, Statement
+from eric_sse_sql.statements import Construct, Dialect, Statement, upsert
 
 # Reading
 
@@ -76,46 +76,12 @@ NEXT_CHANNELS = Statement(_next_channels)
 
 
 def _upsert_channel(sql: Dialect) -> Construct:
-    insert = sql.insert(ChannelRow).values(
-        {
-            ChannelRow.id: bindparam("channel"),
-            ChannelRow.entry_key: bindparam("at"),
-            ChannelRow.channel_type: bindparam("kind"),
-        }
-    )
-    return insert.on_conflict_do_update(
-        index_elements=[ChannelRow.id],
-        set_={
-            ChannelRow.entry_key: insert.excluded.entry_key,
-            ChannelRow.channel_type: insert.excluded.channel_type,
-            ChannelRow.updated_at: func.current_timestamp(),
-        },
-    )
+    return upsert(sql, ChannelRow, {"id": "channel", "entry_key": "at", "channel_type": "kind"})
 
 
 def _upsert_connection(sql: Dialect) -> Construct:
-    insert = sql.insert(ConnectionRow).values(
-        {
-            ConnectionRow.id: bindparam("connection"),
-            ConnectionRow.channel_id: bindparam("channel"),
-            ConnectionRow.listener_id: bindparam("listener"),
-            ConnectionRow.listener_key: bindparam("listener_at"),
-            ConnectionRow.queue_id: bindparam("queue"),
-            ConnectionRow.queue_key: bindparam("queue_at"),
-        }
-    )
-    return insert.on_conflict_do_update(
-        index_elements=[ConnectionRow.id],
-        set_={
-            # Without a channel, it keeps the one that it has.
-            ConnectionRow.channel_id: func.coalesce(insert.excluded.channel_id, ConnectionRow.channel_id),
-            ConnectionRow.listener_id: insert.excluded.listener_id,
-            ConnectionRow.listener_key: insert.excluded.listener_key,
-            ConnectionRow.queue_id: insert.excluded.queue_id,
-            ConnectionRow.queue_key: insert.excluded.queue_key,
-            ConnectionRow.updated_at: func.current_timestamp(),
-        },
-    )
+    objects = {"listener_id": "listener", "listener_key": "listener_at", "queue_id": "queue", "queue_key": "queue_at"}
+    return upsert(sql, ConnectionRow, {"id": "connection", "channel_id": "channel", **objects}, keep="channel_id")
 
 
 def _lock_channel(sql: Dialect) -> Construct:

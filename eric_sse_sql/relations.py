@@ -74,12 +74,7 @@ class Relations:
 
         :raises ItemNotFound: when there is none of that id
         """
-        checked("a connection id", connection_id)
-        with repository_errors("the connection can't be loaded"):
-            rows = self._database.run(sql.ONE_CONNECTION, connection=connection_id)
-        if not rows:
-            raise ItemNotFound(connection_id)
-        return self._connection(rows[0])
+        return self._connection(self._one(sql.ONE_CONNECTION, connection=connection_id))
 
     def persist_connection(self, connection_id: str, parts: Parts, channel_id: str | None) -> None:
         """Store a connection, its listener and its queue.
@@ -129,12 +124,7 @@ class Relations:
 
         :raises ItemNotFound: when there is none of that id
         """
-        checked("a channel id", channel_id)
-        with repository_errors("the channel can't be loaded"):
-            rows = self._database.run(sql.ONE_CHANNEL, channel=channel_id)
-        if not rows:
-            raise ItemNotFound(channel_id)
-        _, at, blob = rows[0]
+        _, at, blob = self._one(sql.ONE_CHANNEL, channel=channel_id)
         return self._channels.value(at, blob), list(self.connections(channel_id))
 
     def persist_channel(
@@ -170,6 +160,15 @@ class Relations:
             self._run_all(sql.DELETE_CHANNEL, channel=channel_id)
 
     # Rows
+
+    def _one(self, statement: Statement, **by_id: str) -> Row:
+        ((what, identifier),) = by_id.items()
+        checked(f"a {what} id", identifier)
+        with repository_errors(f"the {what} can't be loaded"):
+            rows = self._database.run(statement, **by_id)
+        if not rows:
+            raise ItemNotFound(identifier)
+        return rows[0]
 
     def _connection(self, row: Row) -> Connection:
         _, connection_id, listener_at, listener, queue_at, queue = row

@@ -73,6 +73,21 @@ def dialect_of(engine: Engine) -> Dialect:
     return _DIALECTS[name, driver]
 
 
+def upsert(sql: Dialect, model: Any, bound: Mapping[str, str], keep: str | None = None) -> Construct:
+    """An INSERT of one row that changes the row instead, where there is one of the same key.
+
+    :param bound: the name that each column's value is bound by; the first column is the key
+    :param keep: a column that NULL does not overwrite
+    """
+    insert = sql.insert(model).values({getattr(model, column): bindparam(name) for column, name in bound.items()})
+    key, *others = bound
+    changed: dict[str, Construct] = {column: insert.excluded[column] for column in others}
+    if keep:
+        changed[keep] = func.coalesce(changed[keep], getattr(model, keep))
+    changed["updated_at"] = func.current_timestamp()
+    return insert.on_conflict_do_update(index_elements=[key], set_=changed)
+
+
 class Compiled:
     """A statement as a driver takes it."""
 

@@ -6,14 +6,14 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from eric_sse.exception import RepositoryError
-from sqlalchemy import URL, Engine, bindparam, delete, func, select
+from sqlalchemy import URL, Engine, bindparam, delete, select
 
 from eric_sse_sql.codec import class_path
 from eric_sse_sql.contract import ItemNotFound, KvStorageEngine
 from eric_sse_sql.database import Database, Row
 from eric_sse_sql.errors import repository_errors
 from eric_sse_sql.models import KvEntry, checked
-from eric_sse_sql.statements import Construct, Dialect, Statement
+from eric_sse_sql.statements import Construct, Dialect, Statement, upsert
 
 FIRST_PAGE_ROWS = 128
 PAGE_ROWS = 1000
@@ -22,21 +22,7 @@ LAST_CHARACTER = chr(0x10FFFF)
 
 
 def _upsert(sql: Dialect) -> Construct:
-    insert = sql.insert(KvEntry).values(
-        {
-            KvEntry.key: bindparam("at"),
-            KvEntry.value: bindparam("blob"),
-            KvEntry.value_type: bindparam("kind"),
-        }
-    )
-    return insert.on_conflict_do_update(
-        index_elements=[KvEntry.key],
-        set_={
-            KvEntry.value: insert.excluded.value,
-            KvEntry.value_type: insert.excluded.value_type,
-            KvEntry.updated_at: func.current_timestamp(),
-        },
-    )
+    return upsert(sql, KvEntry, {"key": "at", "value": "blob", "value_type": "kind"})
 
 
 def _fetch(sql: Dialect) -> Construct:
