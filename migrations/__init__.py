@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 from eric_sse.exception import RepositoryError
-from sqlalchemy import Connection, inspect, text
+from sqlalchemy import Connection, String, column, inspect, select, table
 
 from eric_sse_sql.models import TABLE_NAMES
 
 VERSION_TABLE = "eric_sse_sql_version"  # never alembic_version: the application may use Alembic too
+HOST_VERSION_TABLE = "alembic_version"  # where an application that lists VERSIONS keeps both histories
 VERSIONS = str(Path(__file__).parent / "versions")  # for the version_locations of an application
 OWN_TABLES = TABLE_NAMES | {VERSION_TABLE}
+REVISION_PREFIX = "eric_sse_sql_"  # of every revision, to tell ours from those of the application
 
 UPGRADE = "call Database.upgrade(), or run `alembic upgrade head` where these migrations are configured"
+
+_in_turn = threading.Lock()  # Alembic's own context and op are one for all threads
 
 
 def include_name(name: str | None, type_: str, parent_names: object) -> bool:
@@ -26,9 +31,20 @@ def include_name(name: str | None, type_: str, parent_names: object) -> bool:
 
 def upgrade(connection: Connection, revision: str, schema: str | None) -> None:
     """Upgrade in the transaction of the connection, and commit it."""
+    scripts = ScriptDirectory.from_config(_config())
+    keeper, found = _found(connection, schema)
+    _refuse_newer(found, scripts)
+    if keeper == HOST_VERSION_TABLE:
+        if found != set(scripts.get_heads()):
+            raise RepositoryError(
+                f"the tables of eric_sse_sql are at revision {_listed(found)}, older than this package, and the "
+                "application's own Alembic history keeps them; run its `alembic upgrade heads`"
+            )
+        return
     config = _config()
     config.attributes.update(connection=connection, schema=schema)
-    command.upgrade(config, revision)
+    with _in_turn:
+        command.upgrade(config, revision)
     connection.commit()
 
 
@@ -38,32 +54,52 @@ def check(connection: Connection, schema: str | None) -> None:
     :raises RepositoryError: when they are not; it says what to do
     """
     scripts = ScriptDirectory.from_config(_config())
-    known = {script.revision for script in scripts.walk_revisions()}
-    tables = set(inspect(connection).get_table_names(schema=schema))
-    found = _versions(connection, VERSION_TABLE, schema) if VERSION_TABLE in tables else set()
-    if not found and "alembic_version" in tables:  # an application that lists VERSIONS keeps both histories there
-        found = _versions(connection, "alembic_version", schema) & known
-    missing = sorted(TABLE_NAMES - tables)
-    if not found or missing:
+    keeper, found = _found(connection, schema)
+    _refuse_newer(found, scripts)
+    missing = sorted(TABLE_NAMES - set(inspect(connection).get_table_names(schema=schema)))
+    if not found and missing:
         raise RepositoryError(f"the tables of eric_sse_sql are missing ({', '.join(missing)}); {UPGRADE}")
-    if found - known:
+    if not found:
         raise RepositoryError(
-            f"the tables of eric_sse_sql are at revision {', '.join(sorted(found))}, newer than this package; "
-            "run `pip install --upgrade eric_sse_sql`"
+            "the tables of eric_sse_sql are there, but not their version; if they are those of this release, run "
+            "`alembic stamp head` where these migrations are configured"
         )
     if found != set(scripts.get_heads()):
         raise RepositoryError(
-            f"the tables of eric_sse_sql are at revision {', '.join(sorted(found))}, older than this package; {UPGRADE}"
+            f"the tables of eric_sse_sql are at revision {_listed(found)}, older than this package; {UPGRADE}"
         )
+    if missing:
+        raise RepositoryError(
+            f"tables of eric_sse_sql were dropped ({', '.join(missing)}), though {keeper} says that they are there; "
+            "restore them from a backup"
+        )
+
+
+def _found(connection: Connection, schema: str | None) -> tuple[str, set[str]]:
+    """The version table that knows our tables, and their revision; none, where they are not made yet."""
+    tables = inspect(connection).get_table_names(schema=schema)
+    for name in (VERSION_TABLE, HOST_VERSION_TABLE):
+        if name in tables:
+            versions = connection.scalars(select(column("version_num", String)).select_from(table(name, schema=schema)))
+            found = {version for version in versions if version.startswith(REVISION_PREFIX)}
+            if found:
+                return name, found
+    return VERSION_TABLE, set()
+
+
+def _refuse_newer(found: set[str], scripts: ScriptDirectory) -> None:
+    if found - {script.revision for script in scripts.walk_revisions()}:
+        raise RepositoryError(
+            f"the tables of eric_sse_sql are at revision {_listed(found)}, newer than this package; "
+            "run `pip install --upgrade eric_sse_sql`"
+        )
+
+
+def _listed(revisions: set[str]) -> str:
+    return ", ".join(sorted(revisions))
 
 
 def _config() -> Config:
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
     return config
-
-
-def _versions(connection: Connection, table: str, schema: str | None) -> set[str]:
-    quote = connection.dialect.identifier_preparer.quote
-    name = f"{quote(schema)}.{quote(table)}" if schema else quote(table)
-    return set(connection.scalars(text(f"SELECT version_num FROM {name}")))

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 from alembic import context
+from alembic.util import CommandError
+from eric_sse.exception import RepositoryError
 from eric_sse_sql.migrations import VERSION_TABLE
-from sqlalchemy import Connection, inspect
+from sqlalchemy import URL, Connection, func, inspect, make_url, select
+from sqlalchemy.exc import ArgumentError
 from sqlalchemy.schema import CreateSchema
 
 from eric_sse_sql.database import Database
@@ -24,11 +28,16 @@ arguments = context.get_x_argument(as_dictionary=True)
 schema: str | None = config.attributes.get("schema", arguments.get("schema"))
 
 
-def url() -> str:
+def url() -> URL:
     found = arguments.get("url") or os.environ.get("ERIC_SSE_SQL_URL") or config.get_main_option("sqlalchemy.url")
     if not found:
-        raise SystemExit("Which database? Set ERIC_SSE_SQL_URL, or give -x url=... before the command.")
-    return found
+        raise CommandError("Which database? Set ERIC_SSE_SQL_URL, or give -x url=... before the command.")
+    try:
+        return make_url(found)
+    except ArgumentError as error:  # whose text may be the whole URL, and its password
+        raise CommandError(
+            "The URL can't be read; write postgresql://user:password@host/name, or sqlite:///file."
+        ) from error
 
 
 def include_name(name: str | None, type_: str, parent_names: object) -> bool:
@@ -36,31 +45,34 @@ def include_name(name: str | None, type_: str, parent_names: object) -> bool:
     return type_ != "table" or name in TABLE_NAMES
 
 
-def configure(**options: object) -> None:
+def include_object(item: Any, name: str | None, type_: str, reflected: bool, compare_to: object) -> bool:
+    """SQLite knows no identity; Alembic before 1.18 would add ours again and again."""
+    return type_ != "column" or item.identity is None or context.get_context().dialect.name == "postgresql"
+
+
+def configure(**options: Any) -> None:
     context.configure(
         target_metadata=Base.metadata,
         version_table=VERSION_TABLE,
         version_table_schema=schema,
         include_name=include_name,
+        include_object=include_object,
         transactional_ddl=True,
         **options,
     )
 
 
-def quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
-
-
-def lock(dialect: str) -> None:
+def lock() -> None:
     """Wait for others who migrate this database. On SQLite, BEGIN IMMEDIATE has done so."""
-    if dialect == "postgresql":
-        context.execute(f"SELECT pg_advisory_xact_lock({LOCK})")
+    if context.get_context().dialect.name == "postgresql":
+        context.execute(select(func.pg_advisory_xact_lock(LOCK)))
 
 
 def enter_schema() -> None:
     """Until the end of the transaction, names without a schema are names in ours."""
     if schema:
-        context.execute(f"SET LOCAL search_path TO {quoted(schema)}")
+        quoted = '"' + schema.replace('"', '""') + '"'
+        context.execute(select(func.set_config("search_path", quoted, True)))
 
 
 @contextmanager
@@ -69,7 +81,12 @@ def connected() -> Iterator[Connection]:
     if given is not None:
         yield given
         return
-    with Database(url(), schema=schema) as database, database._connected() as connection:
+    with ExitStack() as stack:
+        try:
+            database = stack.enter_context(Database(url(), schema=schema))
+            connection = stack.enter_context(database._connected())
+        except RepositoryError as error:
+            raise CommandError(str(error)) from error
         yield connection
         connection.commit()
 
@@ -77,8 +94,9 @@ def connected() -> Iterator[Connection]:
 def run_online() -> None:
     with connected() as connection:
         configure(connection=connection)
-        lock(connection.dialect.name)
-        if schema and not inspect(connection).has_schema(schema):
+        lock()
+        looks_only = context.get_context().opts.get("dont_mutate")
+        if schema and not (looks_only or inspect(connection).has_schema(schema)):
             connection.execute(CreateSchema(schema))
         enter_schema()
         context.run_migrations()
@@ -87,7 +105,9 @@ def run_online() -> None:
 def run_offline() -> None:
     configure(url=url(), literal_binds=True)
     with context.begin_transaction():
-        lock(context.get_context().dialect.name)
+        lock()
+        if schema:
+            context.execute(CreateSchema(schema, if_not_exists=True))
         enter_schema()
         context.run_migrations()
 

@@ -1,0 +1,118 @@
+"""What is in a database, as its own catalog tells; and the ``alembic`` command, as people run it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import URL, Connection, create_engine
+
+REPOSITORY = Path(__file__).parent.parent
+ALEMBIC = shutil.which("alembic", path=Path(sys.executable).parent)
+
+SQLITE = {
+    "columns": """
+        SELECT m.name, c.name, c.type, c."notnull", c.dflt_value, c.pk
+        FROM sqlite_master AS m JOIN pragma_table_info(m.name) AS c WHERE m.type = 'table'
+    """,
+    "foreign keys": """
+        SELECT m.name, f."from", f."table", f."to", f.on_delete
+        FROM sqlite_master AS m JOIN pragma_foreign_key_list(m.name) AS f WHERE m.type = 'table'
+    """,
+    "indexes": """
+        SELECT m.name, i.name, i."unique", i.origin, c.seqno, c.name, c.coll
+        FROM sqlite_master AS m JOIN pragma_index_list(m.name) AS i JOIN pragma_index_xinfo(i.name) AS c
+        WHERE m.type = 'table' AND c.key
+    """,
+    "views": "SELECT name, sql FROM sqlite_master WHERE type = 'view'",
+    "storage": "SELECT name, sql FROM sqlite_master WHERE type = 'table'",  # names of constraints, AUTOINCREMENT
+}
+POSTGRES = {
+    "columns": """
+        SELECT table_name, column_name, data_type, collation_name, is_nullable, column_default, identity_generation
+        FROM information_schema.columns NATURAL JOIN information_schema.tables
+        WHERE table_schema = current_schema() AND table_type = 'BASE TABLE'
+    """,
+    "foreign keys": """
+        SELECT conrelid::regclass::text, conname, pg_get_constraintdef(oid) FROM pg_constraint
+        WHERE connamespace = quote_ident(current_schema())::regnamespace AND contype = 'f'
+    """,
+    "indexes": "SELECT tablename, indexname, indexdef FROM pg_indexes WHERE schemaname = current_schema()",
+    "views": "SELECT viewname, definition FROM pg_views WHERE schemaname = current_schema()",
+    "storage": """
+        SELECT relname, unnest(reloptions) FROM pg_class
+        WHERE relnamespace = quote_ident(current_schema())::regnamespace AND relkind = 'r'
+    """,
+}
+Catalog = dict[str, set[tuple[Any, ...]]]
+
+
+@contextmanager
+def connected(url: URL) -> Iterator[Connection]:
+    """A connection in a transaction, without any part of this package."""
+    engine = create_engine(url)
+    try:
+        with engine.begin() as connection:
+            yield connection
+    finally:
+        engine.dispose()
+
+
+def catalog(url: URL) -> Catalog:
+    """All columns, foreign keys, indexes and views of a database, and how its tables are stored."""
+    with connected(url) as connection:
+        return catalog_on(connection)
+
+
+def catalog_on(connection: Connection) -> Catalog:
+    """The same, of the connection's current schema."""
+    queries = SQLITE if connection.dialect.name == "sqlite" else POSTGRES
+    found = {what: {tuple(row) for row in connection.exec_driver_sql(query)} for what, query in queries.items()}
+    return {
+        what: {tuple(map(_one_line, row)) for row in rows if not row[0].startswith("sqlite_")}
+        for what, rows in found.items()
+    }
+
+
+def tables(url: URL) -> set[str]:
+    """The tables of a database."""
+    return {row[0] for row in catalog(url)["columns"]}
+
+
+def without(version_table: str, what: Catalog) -> Catalog:
+    """The same, but for a version table."""
+    return {kind: {row for row in rows if row[0] != version_table} for kind, rows in what.items()}
+
+
+def alembic(*arguments: str, folder: Path = REPOSITORY, fails: bool = False, **environment: str) -> str:
+    """What the command prints. It warns of nothing, and fails where it is expected to, without a traceback."""
+    assert ALEMBIC, "alembic is not installed beside this Python"
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("ERIC_SSE_SQL_")}
+    done = subprocess.run(
+        [ALEMBIC, *arguments],
+        cwd=folder,
+        env={**clean, "PYTHONWARNINGS": "error", **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    printed = done.stdout + done.stderr
+    assert (done.returncode != 0) == fails, printed
+    assert "Traceback" not in printed, printed
+    return printed if fails else done.stdout
+
+
+def address(url: URL) -> str:
+    """A URL as people write it, password included."""
+    return url.render_as_string(hide_password=False)
+
+
+def _one_line(sql: Any) -> Any:
+    return re.sub(r"\s+", " ", sql).strip() if isinstance(sql, str) else sql

@@ -1,0 +1,522 @@
+"""The migrations: what they make, who may run them, and what is left when they fail."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import shutil
+import sqlite3
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from alembic.script import ScriptDirectory
+from catalog import REPOSITORY, address, alembic, catalog, catalog_on, connected, tables, without
+from eric_sse.exception import RepositoryError
+from sqlalchemy import URL, Engine, create_engine, event, text
+from sqlalchemy.orm import Session
+
+from eric_sse_sql import Database, SqlStorageEngine, migrations
+from eric_sse_sql.models import TABLE_NAMES, Base, ChannelRow, ConnectionRow, KvEntry, MessageRow
+
+FIRST = "eric_sse_sql_0001"
+VERSION_TABLE = "eric_sse_sql_version"
+OURS = {*TABLE_NAMES, VERSION_TABLE}
+NOTHING = {"columns": set(), "foreign keys": set(), "indexes": set(), "views": set(), "storage": set()}
+ODD_SCHEMA = 'Odd-"Schema" :of 100%'
+
+
+def execute(url: URL, *statements: str) -> None:
+    """Run statements in one transaction."""
+    with connected(url) as connection:
+        for statement in statements:
+            connection.exec_driver_sql(statement)
+
+
+def upgraded(url: URL) -> URL:
+    with Database(url) as database:
+        database.upgrade()
+    return url
+
+
+def run_script(url: URL, sql: str) -> None:
+    """Run a script as the database's own tools would."""
+    if url.get_backend_name() == "sqlite":
+        connection = sqlite3.connect(str(url.database))
+        connection.executescript(sql)
+        connection.close()
+    else:
+        with psycopg.connect(address(url.set(drivername="postgresql")), autocommit=True) as connection:
+            connection.execute(sql.encode())
+
+
+# The command
+
+
+def test_the_alembic_command_upgrades_tells_and_downgrades(empty_url: URL) -> None:
+    def run(*arguments: str) -> str:
+        return alembic(*arguments, ERIC_SSE_SQL_URL=address(empty_url))
+
+    run("upgrade", "head")
+    assert tables(empty_url) == OURS
+    with Database(empty_url) as database:
+        database.check()
+    assert run("current").strip() == f"{FIRST} (head)"
+    assert f"<base> -> {FIRST} (eric_sse_sql) (head)" in run("history", "--indicate-current")
+    run("downgrade", "base")
+    assert tables(empty_url) == {VERSION_TABLE}
+    assert run("current").strip() == ""
+
+
+def test_the_url_can_be_an_argument_which_goes_before_the_environment(empty_url: URL) -> None:
+    def run(*arguments: str) -> str:
+        return alembic("-x", f"url={address(empty_url)}", *arguments, ERIC_SSE_SQL_URL="sqlite:////no/such/folder.db")
+
+    run("upgrade", "head")
+    assert run("current").strip() == f"{FIRST} (head)"
+    assert "CREATE TABLE kv_entries" in run("upgrade", "head", "--sql")
+
+
+def test_offline_the_command_prints_sql_that_does_the_same(empty_url: URL) -> None:
+    expected = catalog(upgraded(empty_url))
+    down = alembic("downgrade", f"{FIRST}:base", "--sql", ERIC_SSE_SQL_URL=address(empty_url))
+    run_script(empty_url, down)
+    assert tables(empty_url) <= {VERSION_TABLE}  # Alembic 1.20 keeps it, older ones drop it
+    execute(empty_url, f"DROP TABLE IF EXISTS {VERSION_TABLE}")
+    assert catalog(empty_url) == NOTHING
+
+    run_script(empty_url, alembic("upgrade", "head", "--sql", ERIC_SSE_SQL_URL=address(empty_url)))
+    assert catalog(empty_url) == expected
+    with Database(empty_url) as database:
+        database.check()
+
+
+def test_offline_sql_can_be_for_a_schema(new_postgres: Callable[[], URL]) -> None:
+    url = new_postgres()
+    schema = ODD_SCHEMA.replace("%", "")  # Alembic doubles % in what it prints
+    run_script(url, alembic("-x", f"schema={schema}", "upgrade", "head", "--sql", ERIC_SSE_SQL_URL=address(url)))
+    with Database(url, schema=schema) as database:
+        database.check()
+    assert tables(url) == set()
+
+
+def test_sql_for_postgres_needs_no_server_and_no_driver_in_the_url() -> None:
+    printed = alembic("-x", "url=postgresql://somebody:secret@nowhere/app", "upgrade", "head", "--sql")
+    assert "secret" not in printed
+    assert printed.index("pg_advisory_xact_lock") < printed.index("CREATE TABLE")
+
+
+@pytest.mark.parametrize("arguments", [("current",), ("upgrade", "head", "--sql")])
+def test_without_a_url_the_command_says_how_to_give_one(arguments: tuple[str, ...]) -> None:
+    assert "Set ERIC_SSE_SQL_URL, or give -x url=... before the command" in alembic(*arguments, fails=True)
+
+
+@pytest.mark.parametrize(
+    ("url", "advice"),
+    [
+        ("postgresql://somebody:s%40cret@127.0.0.1:1/app", "the server can't be reached"),
+        ("postgresql:somebody:s%40cret@127.0.0.1/app", "The URL can't be read"),
+        ("postgresql+pg8000://somebody:s%40cret@127.0.0.1/app", "the database can't be used"),
+    ],
+)
+def test_a_url_that_leads_nowhere_is_an_error_without_the_password(url: str, advice: str) -> None:
+    printed = alembic("upgrade", "head", fails=True, ERIC_SSE_SQL_URL=url)
+    assert advice in printed
+    assert "cret" not in printed
+
+
+def test_a_password_may_hold_any_character_and_is_never_printed(limited_role: URL) -> None:
+    assert "%25" in address(limited_role) and "%40" in address(limited_role)
+    execute(limited_role, "CREATE SCHEMA sse")
+    for arguments in (("upgrade", "head"), ("current", "--verbose"), ("check",), ("upgrade", "head", "--sql")):
+        assert "cent" not in alembic("-x", f"url={address(limited_role)}", "-x", "schema=sse", *arguments)
+    wrong = limited_role.set(database="there_is_none")
+    assert "cent" not in alembic("upgrade", "head", fails=True, ERIC_SSE_SQL_URL=address(wrong))
+
+
+def test_looking_changes_nothing(new_postgres: Callable[[], URL]) -> None:
+    url = new_postgres()
+    assert alembic("-x", "schema=sse", "current", ERIC_SSE_SQL_URL=address(url)).strip() == ""
+    assert "not up to date" in alembic("-x", "schema=sse", "check", fails=True, ERIC_SSE_SQL_URL=address(url))
+    with psycopg.connect(address(url.set(drivername="postgresql"))) as connection:
+        assert connection.execute("SELECT to_regnamespace('sse')").fetchone() == (None,)
+
+
+# What they make
+
+
+def test_the_migrations_make_what_the_models_say(empty_url: URL) -> None:
+    made = catalog(upgraded(empty_url))
+    assert "No new upgrade operations detected" in alembic("check", ERIC_SSE_SQL_URL=address(empty_url))
+    alembic("downgrade", "base", ERIC_SSE_SQL_URL=address(empty_url))
+    assert catalog(empty_url)["views"] == set()
+
+    with connected(empty_url) as connection:
+        Base.metadata.create_all(connection)
+    only_migrated = {"views": made["views"], "storage": {row for row in made["storage"] if "autovacuum" in row[1]}}
+    modelled = without(VERSION_TABLE, catalog(empty_url))
+    for what, rows in without(VERSION_TABLE, made).items():
+        assert rows - only_migrated.get(what, set()) == modelled[what]
+
+
+def test_on_postgres_keys_are_ordered_by_bytes_and_messages_are_vacuumed_as_a_queue(
+    migrated_postgres: URL,
+) -> None:
+    found = catalog(migrated_postgres)
+    columns = {(table, name): rest for table, name, *rest in found["columns"] if table in TABLE_NAMES}
+    ids = {(table, name) for table, name in columns if name.endswith(("id", "key"))} - {("sse_messages", "id")}
+    assert len(ids) == 10
+    assert {at for at, (kind, collation, *_) in columns.items() if (kind, collation) == ("text", "C")} == ids
+    assert columns["sse_messages", "id"] == ["bigint", None, "NO", None, "BY DEFAULT"]
+    assert [at for at, (_, _, nullable, *_) in columns.items() if nullable == "YES"] == [
+        ("sse_connections", "channel_id")
+    ]
+    times = [rest for (_, name), rest in columns.items() if name.endswith("_at")]
+    assert times == [["timestamp with time zone", None, "NO", "CURRENT_TIMESTAMP", None]] * 7
+    assert {(table, rule.partition("REFERENCES ")[2]) for table, _, rule in found["foreign keys"]} == {
+        ("sse_channels", "kv_entries(key) ON DELETE CASCADE"),
+        ("sse_connections", "kv_entries(key) ON DELETE CASCADE"),
+        ("sse_connections", "sse_channels(id) ON DELETE CASCADE"),
+    }
+    assert {name for _, name, _ in found["indexes"]} - {f"{VERSION_TABLE}_pkc"} == {
+        *(f"pk_{table}" for table in TABLE_NAMES),
+        *(f"ix_sse_connections_{column}" for column in ("channel_id", "listener_key", "queue_id", "queue_key")),
+        "uq_sse_channels_entry_key",
+        "ix_sse_messages_queue_id_id",
+    }
+    assert found["storage"] == {
+        ("sse_messages", "autovacuum_vacuum_scale_factor=0"),
+        ("sse_messages", "autovacuum_vacuum_threshold=1000"),
+    }
+
+
+def test_on_sqlite_keys_are_ordered_by_bytes_and_no_message_id_comes_twice(tmp_path: Path) -> None:
+    found = catalog(upgraded(URL.create("sqlite", database=str(tmp_path / "a.db"))))
+    assert {collation for *_, collation in found["indexes"]} == {"BINARY"}
+    assert {table for table, sql in found["storage"] if "AUTOINCREMENT" in sql} == {"sse_messages"}
+    assert found["foreign keys"] == {
+        ("sse_channels", "entry_key", "kv_entries", "key", "CASCADE"),
+        ("sse_connections", "channel_id", "sse_channels", "id", "CASCADE"),
+        ("sse_connections", "listener_key", "kv_entries", "key", "CASCADE"),
+        ("sse_connections", "queue_key", "kv_entries", "key", "CASCADE"),
+    }
+    indexed = {(table, column) for table, _, _, origin, _, column, _ in found["indexes"] if origin == "c"}
+    assert indexed == {
+        *(("sse_connections", column) for column in ("channel_id", "listener_key", "queue_id", "queue_key")),
+        *(("sse_messages", column) for column in ("queue_id", "id")),
+    }
+    times = [rest for table, name, *rest in found["columns"] if name.endswith("_at")]
+    assert times == [["DATETIME", 1, "CURRENT_TIMESTAMP", 0]] * 7
+
+
+def fill(url: URL) -> None:
+    """A channel with two connections, of which one has two messages; and a queue of nobody's with one."""
+    with connected(url) as connection, Session(connection) as session:
+        session.add_all(KvEntry(key=key, value=b"v", value_type="t") for key in ("channel", "l1", "l2", "q1", "q2"))
+        session.flush()
+        session.add(ChannelRow(id="c", entry_key="channel", channel_type="some.Channel"))
+        session.flush()
+        for n in ("1", "2"):
+            listener, queue = f"l{n}", f"q{n}"
+            session.add(
+                ConnectionRow(
+                    id=n, channel_id="c", listener_id=n, listener_key=listener, queue_id=queue, queue_key=queue
+                )
+            )
+        session.add_all(MessageRow(queue_id=queue, message_type="t", message=b"m") for queue in ("q1", "q1", "q3"))
+        session.commit()
+
+
+def test_up_down_and_up_again_with_data_in_the_tables(empty_url: URL) -> None:
+    made = catalog(upgraded(empty_url))
+    fill(empty_url)
+    alembic("downgrade", "base", ERIC_SSE_SQL_URL=address(empty_url))
+    assert without(VERSION_TABLE, catalog(empty_url)) == NOTHING
+    assert catalog(upgraded(empty_url)) == made
+    with Database(empty_url) as database:
+        assert list(SqlStorageEngine(database).fetch_all()) == []
+    fill(empty_url)
+
+
+def test_views_show_people_what_waits(shared_url: URL) -> None:
+    fill(shared_url)
+    with connected(shared_url) as connection:
+        channels = connection.execute(text("SELECT * FROM sse_channel_overview")).mappings().all()
+        queues = connection.execute(text("SELECT * FROM sse_queue_overview ORDER BY queue_id")).mappings().all()
+    (channel,) = channels
+    assert (channel["channel_id"], channel["channel_type"]) == ("c", "some.Channel")
+    assert (channel["connections"], channel["pending_messages"]) == (2, 2)
+    assert [(row["queue_id"], row["depth"]) for row in queues] == [("q1", 2), ("q2", 0), ("q3", 1)]
+    ages = [row["oldest_message_age_seconds"] for row in queues]
+    assert 0 <= ages[0] <= 60 and ages[1] is None and 0 <= ages[2] <= 60
+    assert queues[1]["oldest_message_at"] is None
+
+
+# From the program
+
+
+def test_upgrading_again_changes_nothing(empty_url: URL) -> None:
+    before = catalog(upgraded(empty_url))
+    fill(empty_url)
+    assert catalog(upgraded(empty_url)) == before
+    with connected(empty_url) as connection:
+        assert connection.scalars(text("SELECT queue_id FROM sse_messages ORDER BY id")).all() == ["q1", "q1", "q3"]
+        assert connection.scalars(text(f"SELECT version_num FROM {VERSION_TABLE}")).all() == [FIRST]
+    assert "alembic_version" not in tables(empty_url)
+
+
+def test_every_revision_is_of_the_labelled_branch_and_named_after_it(empty_url: URL) -> None:
+    scripts = ScriptDirectory.from_config(migrations._config())
+    for script in scripts.walk_revisions():
+        assert script.branch_labels == {"eric_sse_sql"}
+        assert script.revision.startswith(migrations.REVISION_PREFIX) and len(script.revision) <= 32
+        assert Path(script.path).name.startswith(script.revision)
+    with Database(empty_url) as database:
+        database.upgrade("eric_sse_sql@head")
+        database.check()
+
+
+def test_tables_go_into_a_schema_that_is_made_where_it_is_missing(new_postgres: Callable[[], URL]) -> None:
+    url = new_postgres()
+    engine = create_engine(url, pool_size=1, max_overflow=0)
+    database = Database(engine, schema=ODD_SCHEMA)
+    with pytest.raises(RepositoryError, match="missing"):
+        database.check()
+    for _ in range(2):
+        database.upgrade()
+        database.check()
+    with engine.connect() as connection:  # the same that was used
+        assert catalog_on(connection) == NOTHING
+        assert connection.scalar(text("SHOW search_path")) == '"$user", public'
+        connection.execute(text("SELECT set_config('search_path', quote_ident(:schema), true)"), {"schema": ODD_SCHEMA})
+        inside = catalog_on(connection)
+    engine.dispose()
+    assert {row[0] for row in inside["columns"]} == OURS
+    with Database(url) as public:  # the tables of two schemas know nothing of each other
+        with pytest.raises(RepositoryError, match="missing"):
+            public.check()
+        public.upgrade()
+        public.check()
+    assert {kind: len(rows) for kind, rows in catalog(url).items()} == {
+        kind: len(rows) for kind, rows in inside.items()
+    }
+    assert alembic("-x", f"schema={ODD_SCHEMA}", "check", ERIC_SSE_SQL_URL=address(url))
+
+
+@pytest.fixture
+def limited_role(new_postgres: Callable[[], URL], postgres_server: URL) -> Iterator[URL]:
+    """A new database as a role sees it that owns it not, may make schemas in it, and has a password to quote."""
+    url, role = new_postgres(), f"eric_sse_sql_test_{uuid.uuid4().hex[:12]}"
+    execute(
+        url,
+        f"CREATE ROLE {role} LOGIN PASSWORD 'per%cent:/@ü'".replace("%", "%%"),
+        f"GRANT CREATE ON DATABASE {url.database} TO {role}",
+    )
+    yield url.set(username=role, password="per%cent:/@ü")
+    execute(url, f"DROP OWNED BY {role} CASCADE", f"DROP ROLE {role}")
+
+
+def test_a_schema_that_is_there_needs_no_right_to_make_one(limited_role: URL) -> None:
+    execute(limited_role, "CREATE SCHEMA sse")
+    execute(limited_role, f"REVOKE CREATE ON DATABASE {limited_role.database} FROM {limited_role.username}")
+    with Database(limited_role, schema="sse") as database:
+        database.upgrade()
+        database.check()
+
+
+@pytest.fixture(params=["made here", "default", "serializable", "begin recipe"])
+def any_database(request: pytest.FixtureRequest, empty_url: URL) -> Iterator[Database]:
+    """A database without tables, on an engine made here or on one as applications have them."""
+    if request.param == "made here":
+        with Database(empty_url) as database:
+            yield database
+        return
+    options = {"isolation_level": "SERIALIZABLE"} if request.param == "serializable" else {}
+    engine = create_engine(empty_url, pool_size=1, max_overflow=0, **options)
+    if request.param == "begin recipe" and engine.dialect.name == "sqlite":
+        # https://docs.sqlalchemy.org/en/20/dialects/sqlite.html#sqlite-transactions
+        event.listen(engine, "connect", lambda connection, _: setattr(connection, "isolation_level", None))
+        event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
+    yield Database(engine)
+    engine.dispose()
+
+
+def settings(engine: Engine) -> list[Any]:
+    """What a connection of the pool is like."""
+    with engine.connect() as connection:
+        if engine.dialect.name == "sqlite":
+            names = ("foreign_keys", "synchronous", "busy_timeout")
+            return [connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in names]
+        names = ("search_path", "transaction_isolation")
+        return [connection.exec_driver_sql(f"SHOW {name}").scalar() for name in names]
+
+
+def test_an_upgrade_leaves_a_connection_as_it_was(any_database: Database) -> None:
+    before = settings(any_database.engine)
+    any_database.upgrade()
+    any_database.check()
+    assert settings(any_database.engine) == before
+    assert any_database.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+    assert tables(any_database.engine.url) == OURS
+
+
+def test_an_upgrade_that_fails_leaves_everything_as_it_was(any_database: Database) -> None:
+    url = any_database.engine.url
+    execute(url, "CREATE TABLE sse_messages (somebody_elses INTEGER)", "INSERT INTO sse_messages VALUES (1)")
+    before, settings_before = catalog(url), settings(any_database.engine)
+    with pytest.raises(RepositoryError, match="the tables can't be upgraded") as caught:
+        any_database.upgrade()
+    assert isinstance(caught.value.__cause__, sqlite3.OperationalError | psycopg.errors.DuplicateTable)
+    assert catalog(url) == before
+    assert settings(any_database.engine) == settings_before
+    execute(url, "DROP TABLE sse_messages")
+    any_database.upgrade()
+    any_database.check()
+
+
+def test_an_unknown_revision_is_an_error_with_its_cause(empty_url: URL) -> None:
+    with Database(empty_url) as database:
+        with pytest.raises(RepositoryError, match="CommandError") as caught:
+            database.upgrade("no_such_revision")
+        assert "no_such_revision" in str(caught.value.__cause__)
+    assert catalog(empty_url) == NOTHING
+
+
+def test_an_upgrade_minds_neither_logging_nor_folder_nor_environment(
+    empty_url: URL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def logging_now() -> list[Any]:
+        known = [logging.getLogger(), *map(logging.getLogger, ("alembic", "sqlalchemy.engine", "an.application"))]
+        return [(logger.level, logger.disabled, logger.propagate, list(logger.handlers)) for logger in known]
+
+    folder = tmp_path / "100% of a folder"
+    folder.mkdir()
+    (folder / "alembic.ini").write_text("[alembic]\nscript_location = elsewhere\n")
+    (folder / "pyproject.toml").write_text('[tool.alembic]\nscript_location = "elsewhere"\n')
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("ERIC_SSE_SQL_URL", "sqlite:///elsewhere.db")
+    before = logging_now()
+    upgraded(empty_url)
+    assert logging_now() == before
+    assert tables(empty_url) == OURS
+    assert sorted(path.name for path in folder.iterdir()) == ["alembic.ini", "pyproject.toml"]
+    assert capfd.readouterr() == ("", "")
+
+
+# The check
+
+
+def test_a_check_of_tables_of_this_release_is_content(database: Database) -> None:
+    assert database.check() is None
+
+
+def test_a_check_of_missing_tables_says_how_to_make_them(empty_url: URL) -> None:
+    with Database(empty_url) as database:
+        with pytest.raises(RepositoryError, match=r"missing \(kv_entries.*call Database.upgrade\(\), or run `alembic"):
+            database.check()
+        assert tables(empty_url) == set()
+
+
+def test_a_check_of_older_tables_says_how_to_upgrade_them(
+    empty_url: URL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(REPOSITORY / "migrations", tmp_path / "migrations")
+    shutil.copy(REPOSITORY / "alembic.ini", tmp_path)
+    alembic("revision", "--rev-id", "eric_sse_sql_0002", "--message", "Later tables", folder=tmp_path)
+    with Database(empty_url) as database:
+        database.upgrade()
+        config = migrations._config()
+        config.set_main_option("script_location", str(tmp_path / "migrations"))
+        monkeypatch.setattr(migrations, "_config", lambda: config)
+        with pytest.raises(RepositoryError, match=rf"{FIRST}, older than this package; call Database.upgrade\(\)"):
+            database.check()
+        database.upgrade()
+        database.check()
+    assert (tmp_path / "migrations" / "versions" / "eric_sse_sql_0002_later_tables.py").exists()
+
+
+def test_newer_tables_are_left_to_newer_packages(empty_url: URL) -> None:
+    upgraded(empty_url)
+    execute(empty_url, f"UPDATE {VERSION_TABLE} SET version_num = 'eric_sse_sql_9999'")
+    with Database(empty_url) as database:
+        for call in (database.check, database.upgrade):
+            with pytest.raises(RepositoryError, match="eric_sse_sql_9999, newer than this package; run `pip install"):
+                call()
+
+
+def test_a_check_of_tables_without_a_version_says_so(empty_url: URL) -> None:
+    upgraded(empty_url)
+    execute(empty_url, f"DELETE FROM {VERSION_TABLE}")
+    with Database(empty_url) as database:
+        with pytest.raises(RepositoryError, match=r"but not their version.*`alembic stamp head`"):
+            database.check()
+        alembic("stamp", "head", ERIC_SSE_SQL_URL=address(empty_url))
+        database.check()
+
+
+def test_a_check_finds_a_table_that_was_dropped(empty_url: URL) -> None:
+    upgraded(empty_url)
+    views = ("sse_channel_overview", "sse_queue_overview")
+    execute(empty_url, *(f"DROP VIEW {view}" for view in views), "DROP TABLE sse_messages")
+    with Database(empty_url) as database, pytest.raises(RepositoryError, match=r"dropped \(sse_messages\)"):
+        database.check()
+
+
+# At once
+
+
+def take_part(barrier: Any) -> None:
+    global start
+    start = barrier
+
+
+def upgrade_at_once(url: str) -> None:
+    start.wait(60)
+    with Database(url) as database:
+        database.upgrade()
+        database.check()
+
+
+@pytest.fixture(scope="module")
+def six_processes() -> Iterator[ProcessPoolExecutor]:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(6, context, take_part, (context.Barrier(6),)) as pool:
+        yield pool
+
+
+@pytest.mark.parametrize("turn", [1, 2, 3])
+def test_six_processes_upgrade_an_empty_database_at_once(
+    empty_url: URL, turn: int, six_processes: ProcessPoolExecutor
+) -> None:
+    assert list(six_processes.map(upgrade_at_once, [address(empty_url)] * 6)) == [None] * 6
+    assert tables(empty_url) == OURS
+
+
+def test_threads_upgrade_databases_at_once(tmp_path: Path, migrated_postgres: URL) -> None:
+    """Alembic keeps its context in a global; it is never another thread's."""
+    urls: list[Any] = [f"sqlite:///{tmp_path / f'{n}.db'}" for n in (1, 1, 2, 3)]
+    databases = [*map(Database, urls), *(Database(migrated_postgres, schema=f"thread_{n}") for n in (1, 1, 2))]
+    barrier, errors = threading.Barrier(len(databases)), []
+
+    def work(database: Database) -> None:
+        try:
+            barrier.wait(60)
+            database.upgrade()
+            database.check()
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(database,)) for database in databases]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for database in databases:
+        database.close()
+    execute(migrated_postgres, "DROP SCHEMA thread_1 CASCADE", "DROP SCHEMA thread_2 CASCADE")
+    assert errors == []
