@@ -28,7 +28,7 @@ from eric_sse.message import MessageContract
 from eric_sse.queues import InMemoryQueue, Queue
 
 from eric_sse_sql.contract import ObjectAsKeyValuePersistenceMixin
-from eric_sse_sql.opcodes import is_plain
+from eric_sse_sql.opcodes import is_plain, is_short_and_plain
 
 PROTOCOL = 5
 SIGNATURE_MARK = b"HMAC-SHA256:"  # no pickle of ours begins so
@@ -153,8 +153,11 @@ class PickleCodec:
             class that is not allowed
         """
         try:
-            self._check_size(len(blob))
-            return _unpickle(self._verified(blob, place), self, reference)
+            if len(blob) > self.max_blob_bytes:
+                self._check_size(len(blob))
+            if self._signing_keys or blob.startswith(SIGNATURE_MARK):
+                blob = self._verified(blob, place)
+            return _unpickle(blob, self, reference)
         except RepositoryError:
             raise
         except Exception as error:  # eric-sse's own too: what an object raises is no empty queue
@@ -212,14 +215,11 @@ class PickleCodec:
 
     def _verified(self, blob: bytes, place: str) -> bytes:
         """The pickle in a blob, its signature checked."""
-        signed = blob.startswith(SIGNATURE_MARK)
         if not self._signing_keys:
-            if signed:
-                raise RepositoryError("a stored blob is signed; give its key with PickleCodec(signing_keys=[...])")
-            return blob
+            raise RepositoryError("a stored blob is signed; give its key with PickleCodec(signing_keys=[...])")
         start = len(SIGNATURE_MARK) + SIGNATURE_BYTES
         signature, pickled = blob[len(SIGNATURE_MARK) : start], blob[start:]
-        if not signed or not any(
+        if not blob.startswith(SIGNATURE_MARK) or not any(
             hmac.compare_digest(signature, _signature(key, place, pickled)) for key in self._signing_keys
         ):
             raise RepositoryError(
@@ -356,7 +356,7 @@ class _Unpickler(pickle.Unpickler):
 
 def _unpickle(pickled: bytes, codec: PickleCodec, reference: HeldByReference | None) -> Any:
     """The only place that unpickles."""
-    if not codec.unrestricted and is_plain(pickled):
+    if not codec.unrestricted and (is_short_and_plain(pickled) or is_plain(pickled)):
         return pickle.loads(pickled)  # noqa: S301 - nothing in it names a class
     token = _loading.set((codec, reference))
     try:

@@ -18,6 +18,7 @@ from eric_sse_sql.statements import Construct, Dialect, Statement, upsert
 FIRST_PAGE_ROWS = 128
 PAGE_ROWS = 1000
 PAGE_BYTES = 4 * 1024 * 1024
+PLACE = f"{KvEntry.__tablename__}/"  # with the key, what the signature of a value is bound to
 LAST_CHARACTER = chr(0x10FFFF)
 
 
@@ -115,20 +116,21 @@ class SqlStorageEngine(KvStorageEngine):
     def entry(self, key: str, value: Any) -> dict[str, Any]:
         """What :data:`UPSERT` binds to store a value."""
         at = self.entry_key(key)
-        blob = self.database.codec.encode(value, _place(at))
+        blob = self.database.codec.encode(value, PLACE + at)
         return {"at": at, "blob": blob, "kind": class_path(type(value))}
 
     def value(self, at: str, blob: bytes) -> Any:
         """The value of a row, by its primary key and blob."""
-        return self.database.codec.decode(blob, _place(at), self.database)
+        return self.database.codec.decode(blob, PLACE + at, self.database)
 
     def _values(self, start: str) -> Iterator[Any]:
         pages = keyset_pages(
             self.database, FIRST_PAGE, NEXT_PAGE, start, FIRST_PAGE_ROWS, PAGE_ROWS, end=_successor(start)
         )
+        decode, database = self.database.codec.decode, self.database
         for page in pages:
             for at, blob in page:
-                yield self.value(at, blob)
+                yield decode(blob, PLACE + at, database)
 
 
 def keyset_pages(
@@ -150,10 +152,6 @@ def keyset_pages(
             return
         average = sum(len(row[-1]) for row in rows) // len(rows) + 1
         statement, start, count = following, rows[-1][0], max(1, min(most, PAGE_BYTES // average))
-
-
-def _place(at: str) -> str:
-    return f"{KvEntry.__tablename__}/{at}"
 
 
 def _successor(prefix: str) -> str:

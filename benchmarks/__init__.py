@@ -1,0 +1,1 @@
+"""What the storage engine costs over the raw driver: ``python -m benchmarks``, or ``make bench``."""

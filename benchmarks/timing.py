@@ -1,0 +1,33 @@
+"""Times several contenders side by side, so that whatever else the machine does meets all of them alike."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Hashable, Mapping
+from typing import TypeVar
+
+Contender = TypeVar("Contender", bound=Hashable)
+Step = Callable[[int], object]  # does the operation for the n-th time
+
+
+def interleaved(steps: Mapping[Contender, Step], samples: int, *, warm_up: int, block: int) -> dict[Contender, float]:
+    """The median time of each contender's step, in seconds.
+
+    The contenders take turns, and take turns at going first. Every step is timed by itself.
+
+    :param samples: how many steps of each are counted
+    :param warm_up: how many go before them, not counted: drivers prepare a statement only after a few executions
+    :param block: how many steps a turn has
+    """
+    times: dict[Contender, list[int]] = {name: [] for name in steps}
+    order = list(steps)
+    for start in range(0, warm_up + samples, block):
+        for name in order:
+            step, taken = steps[name], times[name]
+            for number in range(start, min(start + block, warm_up + samples)):
+                began = time.perf_counter_ns()
+                step(number)
+                taken.append(time.perf_counter_ns() - began)
+        order.append(order.pop(0))
+    return {name: statistics.median(taken[warm_up:]) / 1e9 for name, taken in times.items()}
