@@ -71,6 +71,10 @@ PLAIN_CLASSES: tuple[type, ...] = (
 class HeldByReference:
     """Base of what an object may refer to but no blob holds: on loading, the reference is to what loads it."""
 
+    def is_same(self, other: HeldByReference) -> bool:
+        """Whether a reference to the other may come back as this one."""
+        return self is other
+
     def __reduce__(self) -> Any:
         raise TypeError(f"a {type(self).__name__} can't be pickled; make one in each process")
 
@@ -122,15 +126,16 @@ class PickleCodec:
         self._allowed = {(each.__module__, each.__qualname__): each for each in (*PLAIN_CLASSES, *_MARKS, *allow)}
         self._signing_keys = signing_keys
 
-    def encode(self, value: object, place: str) -> bytes:
+    def encode(self, value: object, place: str, reference: HeldByReference | None = None) -> bytes:
         """The blob of an object.
 
         :param place: where the blob will stand: the table and its row's key or queue. The signature is bound to it.
+        :param reference: what the object may refer to: the database that stores it
         :raises RepositoryError: when the object, or one inside it, could not be read back; it says which class
         """
         buffer = io.BytesIO()
         try:
-            _Pickler(buffer, self).dump(value)
+            _Pickler(buffer, self, reference).dump(value)
         except RepositoryError:
             raise
         except Exception as error:  # eric-sse's own too: what an object raises says nothing of the database
@@ -239,9 +244,10 @@ def _is_eric_sse_class(cls: type) -> bool:
 class _Pickler(pickle.Pickler):
     """Writes only what :func:`_unpickle` reads with the same codec."""
 
-    def __init__(self, buffer: io.BytesIO, codec: PickleCodec) -> None:
+    def __init__(self, buffer: io.BytesIO, codec: PickleCodec, reference: HeldByReference | None) -> None:
         super().__init__(buffer, PROTOCOL)
         self._codec = codec
+        self._held = reference
 
     def reducer_override(self, obj: Any) -> Any:
         """Called for whatever is not an exact builtin value, classes and functions included."""
@@ -250,6 +256,11 @@ class _Pickler(pickle.Pickler):
                 self._codec.admit(obj)
             return NotImplemented
         if isinstance(obj, HeldByReference):
+            if self._held is not None and not self._held.is_same(obj):
+                raise RepositoryError(
+                    "the object refers to another database than the one that is to store it, and would come back on "
+                    "that one; make it with the database that stores it"
+                )
             return _Reference, ()
         if isinstance(obj, ObjectAsKeyValuePersistenceMixin):
             stored = obj.kv_as_dict

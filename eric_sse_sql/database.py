@@ -18,7 +18,7 @@ from eric_sse.exception import RepositoryError
 from sqlalchemy import URL, Connection, CursorResult, Engine
 
 from eric_sse_sql.codec import HeldByReference, PickleCodec
-from eric_sse_sql.engines import make_engine
+from eric_sse_sql.engines import are_same_database, make_engine
 from eric_sse_sql.errors import repository_errors
 from eric_sse_sql.statements import Compiled, Statement, dialect_of
 
@@ -234,6 +234,10 @@ class Database(HeldByReference):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    def is_same(self, other: HeldByReference) -> bool:
+        """Whether another ``Database`` leads to the same database, as far as its URL tells."""
+        return isinstance(other, Database) and are_same_database(self.engine, other.engine)
 
     def __repr__(self) -> str:
         return f"Database({self.engine.url!r})"  # SQLAlchemy hides the password

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import sqlite3
 import threading
@@ -29,12 +30,31 @@ def make_engine(bind: str | URL) -> Engine:
     if url.get_backend_name() != "sqlite":
         return create_engine(url, **options)
     arguments: dict[str, Any] = {} if "timeout" in url.query else {"timeout": BUSY_SECONDS}
-    if url.database in (None, "", ":memory:") or url.query.get("mode") == "memory":
+    if is_in_memory(url):
         arguments["check_same_thread"] = False
         options["poolclass"] = OneConnectionPool
     engine = create_engine(url, connect_args=arguments, **options)
     event.listen(engine, "connect", _prepare_sqlite)
     return engine
+
+
+def is_in_memory(url: URL) -> bool:
+    """Whether a SQLite URL is that of a database in memory."""
+    return url.database in (None, "", ":memory:") or url.query.get("mode") == "memory"
+
+
+def are_same_database(one: Engine, other: Engine) -> bool:
+    """Whether two engines lead to one database, as far as their URLs tell; the many names of a host do not."""
+    if one.pool is other.pool:
+        return True
+    if one.dialect.name != other.dialect.name:
+        return False
+    if one.dialect.name == "sqlite":
+        paths = [
+            None if is_in_memory(engine.url) else os.path.realpath(str(engine.url.database)) for engine in (one, other)
+        ]
+        return paths[0] is not None and paths[0] == paths[1]
+    return one.url.database == other.url.database
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, record: object) -> None:

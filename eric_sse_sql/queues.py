@@ -70,7 +70,7 @@ class SqlQueue(PersistableQueue):
 
         :raises RepositoryError: when the message can't be stored, or could not be read back
         """
-        blob = self._database.codec.encode(message, self._place)
+        blob = self._database.codec.encode(message, self._place, self._database)
         with repository_errors("the message can't be pushed"):
             self._database.run(PUSH, queue=self._queue_id, kind=_type_of(message), blob=blob)
 

@@ -116,7 +116,7 @@ class SqlStorageEngine(KvStorageEngine):
     def entry(self, key: str, value: Any) -> dict[str, Any]:
         """What :data:`UPSERT` binds to store a value."""
         at = self.entry_key(key)
-        blob = self.database.codec.encode(value, PLACE + at)
+        blob = self.database.codec.encode(value, PLACE + at, self.database)
         return {"at": at, "blob": blob, "kind": class_path(type(value))}
 
     def value(self, at: str, blob: bytes) -> Any:

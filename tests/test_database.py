@@ -18,7 +18,7 @@ from eric_sse.message import Message
 from sqlalchemy import URL, Engine, create_engine, event, text
 from sqlalchemy.exc import TimeoutError
 
-from eric_sse_sql import Database, SqlQueue, SqlStorageEngine
+from eric_sse_sql import Database, QueueRepository, SqlQueue, SqlStorageEngine
 from eric_sse_sql.contract import ItemNotFound
 
 
@@ -350,3 +350,29 @@ def fork(work: Any) -> Iterator[None]:
     yield
     child.join(60)
     assert child.exitcode == 0
+
+
+# Identity
+
+
+def test_a_queue_of_another_database_is_not_stored_as_one_of_this(database: Database, tmp_path: Path) -> None:
+    with Database(f"sqlite:///{tmp_path / 'other.db'}") as other, Database("sqlite://") as memory:
+        for elsewhere in (other, memory):
+            with pytest.raises(RepositoryError, match="another database"):
+                QueueRepository(SqlStorageEngine(database)).persist(SqlQueue(elsewhere))
+    assert table_counts(database)["kv_entries"] == 0
+
+
+def test_two_ways_to_one_database_are_the_same(shared_url: URL) -> None:
+    engine = create_engine(shared_url)
+    with Database(shared_url) as one, Database(shared_url) as other:
+        application = Database(engine)
+        assert one.is_same(other) and one.is_same(application) and application.is_same(Database(engine))
+        assert not one.is_same(Database("sqlite://"))
+    engine.dispose()
+
+
+def test_a_relative_path_is_the_same_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with Database("sqlite:///a.db") as relative, Database(f"sqlite:///{tmp_path / 'a.db'}") as absolute:
+        assert relative.is_same(absolute)
