@@ -58,7 +58,9 @@ def _advice(error: BaseException) -> str:
         return "the SQLite file can't be opened; check the path of the URL and the rights on its folder"
     if isinstance(error, TimeoutError):
         return "every pooled connection is in use; raise pool_size, or return connections sooner"
-    if (sqlstate is None and type(error).__module__.startswith("psycopg")) or str(sqlstate)[:2] in ("08", "57", "28"):
+    # Where there is no server, psycopg has no SQLSTATE to tell.
+    unanswered = sqlstate is None and any(each.__name__ == "OperationalError" for each in type(error).__mro__)
+    if (unanswered and not text) or str(sqlstate).startswith(("08", "28", "57P")):
         return "the server can't be reached or has closed the connection; check the URL, the server and its log"
     if sqlstate is not None or isinstance(error, sqlite3.Error):
         return f"the database refused it with {type(error).__name__}; the attached cause says why"
