@@ -5,7 +5,7 @@ READY := .venv/.ready
 # Interpreters that pyenv keeps off the PATH.
 PYENV_BINS := $(subst $(eval) ,:,$(wildcard $(HOME)/.pyenv/versions/3.1*/bin))
 
-.PHONY: help demo test lint bench test-matrix test-legs clean
+.PHONY: help demo test lint coverage bench test-matrix test-legs clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -28,7 +28,11 @@ lint: $(READY) ## style and types alone
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(READY) ## measure against the raw drivers
+coverage: $(READY) ## which lines and branches the tests reach
+	$(BIN)/coverage run -m pytest $(ARGS)
+	$(BIN)/coverage report --show-missing
+
+bench: $(READY) ## measure against the raw drivers, and keep the figures
 	$(BIN)/pip install --quiet --group bench
 	$(BIN)/python -m benchmarks $(ARGS)
 
