@@ -7,6 +7,7 @@ import multiprocessing
 import sqlite3
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from eric_sse.message import Message
 from sqlalchemy import URL, Engine, create_engine, event, text
 from sqlalchemy.exc import TimeoutError
 
-from eric_sse_sql import Database, QueueRepository, SqlQueue, SqlStorageEngine
+from eric_sse_sql import Database, QueueRepository, SqlQueue, SqlStorageEngine, engines
 from eric_sse_sql.contract import ItemNotFound
 
 
@@ -234,6 +235,19 @@ def test_a_pool_without_free_connection_is_an_error_that_says_so(tmp_path: Path)
     assert isinstance(caught.value.__cause__, TimeoutError)
     SqlStorageEngine(database).upsert("a", 1)
     engine.dispose()
+
+
+def test_a_thread_does_not_wait_for_ever_for_the_one_connection_of_a_database_in_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(engines, "BUSY_SECONDS", 0.05)
+    with Database("sqlite://") as database, ThreadPoolExecutor(1) as thread:
+        database.upgrade()
+        storage = SqlStorageEngine(database)
+        with database.transaction(), pytest.raises(RepositoryError, match="every pooled connection is in use"):
+            thread.submit(storage.upsert, "a", 1).result()
+        thread.submit(storage.upsert, "a", 2).result()
+        assert list(storage.fetch_all()) == [2]
 
 
 def test_a_connection_that_the_server_closed_is_replaced(migrated_postgres: URL) -> None:
