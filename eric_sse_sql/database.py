@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from types import MappingProxyType, TracebackType
 from typing import Any, cast
-from weakref import WeakSet
+from weakref import WeakSet, finalize
 
 from eric_sse.exception import RepositoryError
 from sqlalchemy import URL, Connection, CursorResult, Engine
@@ -73,6 +73,7 @@ class Database(HeldByReference):
         self._closed = False
         if self._made_engine:
             _owners.add(self)
+            finalize(self, self.engine.dispose)  # a Database that is dropped, not closed, leaves no connection behind
 
     # Schema
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import multiprocessing
 import sqlite3
 import threading
@@ -299,6 +300,16 @@ def test_a_closed_database_refuses_to_work(database: Database) -> None:
     for call in (lambda: storage.upsert("a", 1), queue.pop, database.check, database.upgrade):
         with pytest.raises(RepositoryError, match="closed"):
             call()
+
+
+def test_a_database_that_is_dropped_closes_its_connections(shared_url: URL) -> None:
+    database = Database(shared_url)
+    closed: list[object] = []
+    event.listen(database.engine, "close", lambda *args: closed.append(args))
+    SqlStorageEngine(database).upsert("a", 1)
+    del database
+    gc.collect()
+    assert len(closed) == 1
 
 
 def test_making_a_database_makes_no_tables(tmp_path: Path) -> None:
