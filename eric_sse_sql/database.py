@@ -8,7 +8,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from types import MappingProxyType, TracebackType
 from typing import Any, cast
@@ -66,8 +66,10 @@ class Database(HeldByReference):
             raise RepositoryError("schema= is for Postgres; SQLite has one per file") from ValueError(schema)
         self.codec = codec or PickleCodec()
         self.schema = schema
+        # SQLite's driver needs no telling, and SQLAlchemy would not give an application back what it had told it.
+        foreign_postgres = self._is_postgres and not self._made_engine
         self._autocommit = (
-            self.engine if self._made_engine else self.engine.execution_options(isolation_level="AUTOCOMMIT")
+            self.engine.execution_options(isolation_level="AUTOCOMMIT") if foreign_postgres else self.engine
         )
         self._compiled: dict[Statement, Compiled] = {}
         self._closed = False
@@ -85,8 +87,11 @@ class Database(HeldByReference):
         """
         from eric_sse_sql import migrations  # type: ignore[attr-defined]  # package-dir puts it there
 
+        if self._current() is not None:
+            raise RepositoryError("upgrade() is a transaction of its own; call it before transaction()")
         with repository_errors("the tables can't be upgraded"), self._connected() as connection:
             migrations.upgrade(connection, revision, self.schema)
+            self._commit(connection)
 
     def check(self) -> None:
         """Do nothing, if the tables are those of this release.
@@ -95,8 +100,13 @@ class Database(HeldByReference):
         """
         from eric_sse_sql import migrations  # type: ignore[attr-defined]  # package-dir puts it there
 
-        with repository_errors("the version of the tables can't be read"), self._connected() as connection:
+        self._check_open()
+        with repository_errors("the version of the tables can't be read"), self._reading() as connection:
             migrations.check(connection, self.schema)
+
+    def _reading(self) -> AbstractContextManager[Connection]:
+        current = self._current()
+        return self._autocommit.connect() if current is None else nullcontext(current)
 
     # Transactions
 
@@ -118,7 +128,7 @@ class Database(HeldByReference):
             try:
                 yield
                 with repository_errors("the transaction can't be committed"):
-                    connection.commit()
+                    self._commit(connection)
             finally:
                 _open.reset(token)
 
@@ -134,7 +144,16 @@ class Database(HeldByReference):
                 driver = cast(sqlite3.Connection, connection.connection.driver_connection)
                 if driver.in_transaction:  # SQLAlchemy may be told to roll nothing back that is in autocommit
                     driver.rollback()
+                if _is_ours(driver):
+                    driver.execute("ROLLBACK")
             connection.close()
+
+    def _commit(self, connection: Connection) -> None:
+        connection.commit()
+        if not self._is_postgres:
+            driver = cast(sqlite3.Connection, connection.connection.driver_connection)
+            if _is_ours(driver):
+                driver.execute("COMMIT")
 
     def _begin(self) -> Connection:
         self._check_open()
@@ -246,6 +265,11 @@ class Database(HeldByReference):
     def _check_open(self) -> None:
         if self._closed:
             raise RepositoryError("this Database is closed; make another one")
+
+
+def _is_ours(driver: sqlite3.Connection) -> bool:
+    """Whether our BEGIN is open on a connection with ``autocommit=True``, whose commit() and rollback() do nothing."""
+    return getattr(driver, "autocommit", None) is True and driver.in_transaction
 
 
 @contextmanager

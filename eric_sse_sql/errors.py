@@ -56,6 +56,8 @@ def _advice(error: BaseException) -> str:
         return "another writer holds the SQLite database; end its transaction, or raise the busy timeout"
     if text.startswith("unable to open") or text.startswith("file is not a database"):
         return "the SQLite file can't be opened; check the path of the URL and the rights on its folder"
+    if isinstance(error, ModuleNotFoundError) and str(error.name).startswith("psycopg"):
+        return "psycopg is not installed; run `pip install eric_sse_sql[postgres]`"
     if isinstance(error, TimeoutError):
         return "every pooled connection is in use; raise pool_size, or return connections sooner"
     # Where there is no server, psycopg has no SQLSTATE to tell.

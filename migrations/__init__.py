@@ -30,7 +30,7 @@ def include_name(name: str | None, type_: str, parent_names: object) -> bool:
 
 
 def upgrade(connection: Connection, revision: str, schema: str | None) -> None:
-    """Upgrade in the transaction of the connection, and commit it."""
+    """Upgrade in the transaction of the connection, which its owner commits."""
     scripts = ScriptDirectory.from_config(_config())
     keeper, found = _found(connection, schema)
     _refuse_newer(found, scripts)
@@ -45,7 +45,6 @@ def upgrade(connection: Connection, revision: str, schema: str | None) -> None:
     config.attributes.update(connection=connection, schema=schema)
     with _in_turn:
         command.upgrade(config, revision)
-    connection.commit()
 
 
 def check(connection: Connection, schema: str | None) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import multiprocessing
 import sqlite3
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -73,6 +74,13 @@ def test_nobody_sees_a_transaction_before_it_is_committed(shared_url: URL) -> No
             with pytest.raises(ItemNotFound):
                 SqlStorageEngine(other).fetch_one("a")
         assert SqlStorageEngine(other).fetch_one("a") == 1
+
+
+def test_a_check_is_part_of_a_transaction_and_an_upgrade_is_not(database: Database) -> None:
+    with database.transaction():
+        database.check()
+        with pytest.raises(RepositoryError, match="call it before"):
+            database.upgrade()
 
 
 def test_another_thread_is_not_in_the_transaction(shared_url: URL) -> None:
@@ -146,12 +154,17 @@ def test_a_logged_engine_logs_every_statement(database: Database, caplog: pytest
     database.engine.echo = False
 
 
-@pytest.fixture(params=["default", "serializable", "begin recipe", "autocommit"])
+DRIVER_AUTOCOMMIT = [True, False] if sys.version_info >= (3, 12) else []  # what sqlite3 calls autocommit=
+
+
+@pytest.fixture(params=["default", "serializable", "begin recipe", "autocommit", *DRIVER_AUTOCOMMIT])
 def application_engine(request: pytest.FixtureRequest, shared_url: URL) -> Any:
     """The application's own engine, in the ways that applications have them."""
     options: dict[str, Any] = {}
     if request.param in ("serializable", "autocommit"):
         options["isolation_level"] = request.param.upper()
+    if isinstance(request.param, bool) and shared_url.get_backend_name() == "sqlite":
+        options["connect_args"] = {"autocommit": request.param}
     engine = create_engine(shared_url, **options)
     if request.param == "begin recipe" and engine.dialect.name == "sqlite":
         # https://docs.sqlalchemy.org/en/20/dialects/sqlite.html#sqlite-transactions
@@ -167,7 +180,8 @@ def test_an_engine_of_the_application_is_used_and_left_as_it_is(application_engi
         with application_engine.connect() as connection:
             if application_engine.dialect.name == "sqlite":
                 names = ("journal_mode", "foreign_keys", "synchronous", "busy_timeout")
-                return [connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in names]
+                pragmas = [connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in names]
+                return [*pragmas, connection.connection.driver_connection.isolation_level]  # type: ignore[union-attr]
             return [connection.get_isolation_level(), connection.exec_driver_sql("SHOW search_path").scalar()]
 
     before = settings()
@@ -181,11 +195,17 @@ def test_an_engine_of_the_application_is_used_and_left_as_it_is(application_engi
         raise Boom
     assert storage.fetch_one("a") == 1
     assert queue.pop().payload == 1
+    with database.transaction():
+        storage.upsert("b", 1)
+        with database.transaction():
+            storage.upsert("a", 3)
+    with Database(application_engine.url) as other:
+        assert list(SqlStorageEngine(other).fetch_all()) == [3, 1]
     assert not database._unobserved()
     database.close()
     assert settings() == before
     with application_engine.connect() as connection:  # closing the Database does not close the engine
-        assert connection.scalar(text("SELECT count(*) FROM kv_entries")) == 1
+        assert connection.scalar(text("SELECT count(*) FROM kv_entries")) == 2
 
 
 def test_pop_is_read_committed_whatever_the_engine_is(postgres_server: URL, migrated_postgres: URL) -> None:
