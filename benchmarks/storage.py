@@ -102,7 +102,9 @@ class StorageBenchmark:
                 stores = dict(stack.enter_context(contenders(self._backend, self._on_one_table(keys))))
                 if table == few:
                     stores |= self._filled_peers(keys)
-                steps |= {(table, name): _page_step(store, len(keys) // MATCHES) for name, store in stores.items()}
+                steps |= {
+                    (table, name): _page_step(store, name, len(keys) // MATCHES) for name, store in stores.items()
+                }
             medians = interleaved(steps, self._sizes.pages, warm_up=WARM_UP, block=5)
         of = {
             table: {name: medians[at, name] for at, name in medians if at == table} for table in (few, many, scattered)
@@ -165,9 +167,9 @@ def _step(operation: Callable[[KeyStore, int], object], store: KeyStore) -> Step
     return lambda number: operation(store, number)
 
 
-def _page_step(store: Store, groups: int) -> Step:
-    """Reads a group in each step: any, but the same for all contenders."""
-    order = random.Random(0).choices([_group(number) for number in range(groups)], k=1000)
+def _page_step(store: Store, name: str, groups: int) -> Step:
+    """Reads any group in each step, and none that another contender has just brought into the server's memory."""
+    order = random.Random(name).choices([_group(number) for number in range(groups)], k=1000)
     return lambda number: _read(store.fetch_by_prefix(order[number % 1000]), MATCHES)
 
 
