@@ -126,6 +126,11 @@ class PickleCodec:
         self._allowed = {(each.__module__, each.__qualname__): each for each in (*PLAIN_CLASSES, *_MARKS, *allow)}
         self._signing_keys = signing_keys
 
+    @property
+    def signs(self) -> bool:
+        """Whether a blob can be read at its own place alone."""
+        return bool(self._signing_keys)
+
     def encode(self, value: object, place: str, reference: HeldByReference | None = None) -> bytes:
         """The blob of an object.
 
@@ -133,6 +138,10 @@ class PickleCodec:
         :param reference: what the object may refer to: the database that stores it
         :raises RepositoryError: when the object, or one inside it, could not be read back; it says which class
         """
+        return self.sealed(self.pickled(value, reference), place)
+
+    def pickled(self, value: object, reference: HeldByReference | None = None) -> bytes:
+        """The pickle of an object: the first half of :meth:`encode`, for one that is to stand at many places."""
         buffer = io.BytesIO()
         try:
             _Pickler(buffer, self, reference).dump(value)
@@ -143,9 +152,13 @@ class PickleCodec:
                 f"an object of class {class_path(type(value))} can't be stored: {type(error).__name__}; "
                 "the attached cause says why"
             ) from error
-        blob = buffer.getvalue()
+        return buffer.getvalue()
+
+    def sealed(self, pickled: bytes, place: str) -> bytes:
+        """The blob of a pickle: the second half of :meth:`encode`."""
+        blob = pickled
         if self._signing_keys:
-            blob = SIGNATURE_MARK + _signature(self._signing_keys[0], place, blob) + blob
+            blob = SIGNATURE_MARK + _signature(self._signing_keys[0], place, pickled) + pickled
         self._check_size(len(blob))
         return blob
 

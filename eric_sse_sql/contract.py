@@ -21,6 +21,7 @@ from eric_sse.queues import Queue
 __all__ = [
     "ChannelRepositoryInterface",
     "ConnectionRepositoryInterface",
+    "ConnectionsFactory",
     "ItemNotFound",
     "KvStorageEngine",
     "ListenerRepositoryInterface",
@@ -32,6 +33,7 @@ __all__ = [
 ERIC_SSE_2_0 = find_spec("eric_sse.persistence") is not None
 
 if TYPE_CHECKING or not ERIC_SSE_2_0:
+    from eric_sse.connection import ConnectionsFactory
     from eric_sse.exception import ItemNotFound
     from eric_sse.repository import KvStorage
 
@@ -151,6 +153,12 @@ else:
     )
     from eric_sse.persistence import ItemNotFound, KvStorageEngine, ObjectAsKeyValuePersistenceMixin
     from eric_sse.queues import PersistableQueue
+
+    class ConnectionsFactory(ABC):
+        """What eric-sse 2.1 makes connections with."""
+
+        @abstractmethod
+        def create(self, listener: MessageQueueListener | None = None) -> Connection: ...
 
 
 def make_connection(listener: MessageQueueListener, queue: Queue, connection_id: str) -> Connection:

@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
-import sqlite3
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from contextvars import ContextVar
-from types import MappingProxyType, TracebackType
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
+from types import TracebackType
 from typing import Any, cast
 from weakref import WeakSet, finalize
 
 from eric_sse.exception import RepositoryError
 from sqlalchemy import URL, Connection, CursorResult, Engine
+from sqlalchemy.orm import Session, scoped_session
 
+from eric_sse_sql import transactions
 from eric_sse_sql.codec import HeldByReference, PickleCodec
-from eric_sse_sql.engines import are_same_database, make_engine
+from eric_sse_sql.engines import are_same_database, make_engine, patience_of
 from eric_sse_sql.errors import repository_errors
+from eric_sse_sql.maintenance import PRUNE
 from eric_sse_sql.statements import Compiled, Statement, dialect_of
+from eric_sse_sql.transactions import Transactions
 
 Row = Sequence[Any]
 
-# Which connection each database runs on inside transaction(), and for which thread and task.
-_open: ContextVar[Mapping[Database, tuple[Connection, object]]] = ContextVar(
-    "eric_sse_sql_open", default=MappingProxyType({})
-)
 _owners: WeakSet[Database] = WeakSet()
 
 
@@ -66,13 +64,10 @@ class Database(HeldByReference):
             raise RepositoryError("schema= is for Postgres; SQLite has one per file") from ValueError(schema)
         self.codec = codec or PickleCodec()
         self.schema = schema
-        # SQLite's driver needs no telling, and SQLAlchemy would not give an application back what it had told it.
-        foreign_postgres = self._is_postgres and not self._made_engine
-        self._autocommit = (
-            self.engine.execution_options(isolation_level="AUTOCOMMIT") if foreign_postgres else self.engine
-        )
+        self._patience = patience_of(self.engine) if self._made_engine else None
+        self._transactions = Transactions(self.engine, self._patience, self._made_engine)
         self._compiled: dict[Statement, Compiled] = {}
-        self._closed = False
+        self._closed = threading.Event()
         if self._made_engine:
             _owners.add(self)
             finalize(self, self.engine.dispose)  # a Database that is dropped, not closed, leaves no connection behind
@@ -87,11 +82,10 @@ class Database(HeldByReference):
         """
         from eric_sse_sql import migrations  # type: ignore[attr-defined]  # package-dir puts it there
 
-        if self._current() is not None:
+        if self.in_transaction():
             raise RepositoryError("upgrade() is a transaction of its own; call it before transaction()")
-        with repository_errors("the tables can't be upgraded"), self._connected() as connection:
-            migrations.upgrade(connection, revision, self.schema)
-            self._commit(connection)
+        with repository_errors("the tables can't be upgraded"), self.transaction():
+            migrations.upgrade(self.connection(), revision, self.schema)
 
     def check(self) -> None:
         """Do nothing, if the tables are those of this release.
@@ -105,103 +99,92 @@ class Database(HeldByReference):
             migrations.check(connection, self.schema)
 
     def _reading(self) -> AbstractContextManager[Connection]:
-        current = self._current()
-        return self._autocommit.connect() if current is None else nullcontext(current)
+        current = self._transactions.current()
+        return self._transactions.autocommit.connect() if current is None else nullcontext(current)
 
     # Transactions
 
-    @contextmanager
-    def transaction(self) -> Iterator[None]:
+    def transaction(self) -> AbstractContextManager[None]:
         """All that this thread, or asyncio task, does with the database inside is one transaction.
 
-        An exception rolls it back. Inside another one it is a savepoint.
+        An exception rolls it back. Inside another one, or inside :meth:`join`, it is a savepoint.
 
         :raises RepositoryError: when it can't begin, or can't commit: then nothing was written
         """
-        current = self._current()
-        if current is not None:
-            with _savepoint(current):
-                yield
-            return
-        with self._connected() as connection:
-            token = _open.set({**_open.get(), self: (connection, _whose())})
-            try:
-                yield
-                with repository_errors("the transaction can't be committed"):
-                    self._commit(connection)
-            finally:
-                _open.reset(token)
-
-    @contextmanager
-    def _connected(self) -> Iterator[Connection]:
-        """A connection in a transaction, which is rolled back unless it was committed."""
-        with repository_errors("no transaction can be begun"):
-            connection = self._begin()
-        try:
-            yield connection
-        finally:
-            if not (self._is_postgres or connection.invalidated):
-                driver = cast(sqlite3.Connection, connection.connection.driver_connection)
-                if driver.in_transaction:  # SQLAlchemy may be told to roll nothing back that is in autocommit
-                    driver.rollback()
-                if _is_ours(driver):
-                    driver.execute("ROLLBACK")
-            connection.close()
-
-    def _commit(self, connection: Connection) -> None:
-        connection.commit()
-        if not self._is_postgres:
-            driver = cast(sqlite3.Connection, connection.connection.driver_connection)
-            if _is_ours(driver):
-                driver.execute("COMMIT")
-
-    def _begin(self) -> Connection:
         self._check_open()
-        if self._is_postgres:
-            connection = self.engine.connect().execution_options(isolation_level="READ COMMITTED")
-            connection.begin()
-            return connection
-        connection = self._autocommit.connect()
-        try:
-            connection.begin()
-            driver = cast(sqlite3.Connection, connection.connection.driver_connection)
-            if driver.in_transaction:  # begun, without the write lock, by the application's engine
-                driver.execute("ROLLBACK")
-            driver.execute("BEGIN IMMEDIATE")
-        except BaseException:
-            connection.close()
-            raise
-        return connection
+        return self._transactions.transaction()
 
-    def _current(self) -> Connection | None:
-        opened = _open.get().get(self)
-        if opened is None or opened[1] != _whose():
-            return None
-        return opened[0]
+    def join(self, bind: Session | scoped_session[Any] | Connection) -> AbstractContextManager[None]:
+        """All that this thread, or asyncio task, does with the database inside goes into the application's transaction.
+
+        Only the application ends that: what was written is committed with it, rolled back with it, and seen by nobody
+        before. A call that fails leaves the transaction as it was, and usable. On SQLite the transaction takes the
+        write lock at once, unless the application has begun it already.
+
+        In asyncio, join inside ``AsyncSession.run_sync``, the session that it gives.
+
+        :param bind: a session or connection on the same database, with psycopg's own or its asyncio driver on Postgres
+        :raises RepositoryError: for one that leads to another database, or is in autocommit; and inside another
+            transaction of this ``Database``
+        """
+        self._check_open()
+        with repository_errors("the transaction can't be joined"):
+            connection = bind.connection() if isinstance(bind, (Session, scoped_session)) else bind
+            if not isinstance(connection, Connection):
+                raise RepositoryError(
+                    "join() takes a Session or a Connection; in asyncio, the one that run_sync() gives"
+                ) from TypeError(type(bind).__name__)
+        return self._transactions.joined(connection)
+
+    def in_transaction(self) -> bool:
+        """Whether this thread and asyncio task are inside :meth:`transaction` or :meth:`join`."""
+        return self._transactions.current() is not None
+
+    def connection(self) -> Connection:
+        """The connection of the transaction that this thread and asyncio task are in.
+
+        :raises RepositoryError: when they are in none
+        """
+        current = self._transactions.current()
+        if current is None:
+            raise RepositoryError("no transaction is open here; ask inside transaction() or join()")
+        return current
 
     # Statements
 
     def run(self, statement: Statement, **parameters: Any) -> Sequence[Row]:
         """Run a statement: in the open transaction, or in autocommit. Its rows, all fetched."""
         compiled = self._compile(statement)
-        sql, values = compiled.sql, compiled.values(parameters)
-        current = self._current()
-        if current is not None:
-            return _rows(current.exec_driver_sql(sql, values))
-        self._check_open()
-        if self._unobserved():
-            return self._run_on_driver(sql, values)
-        with self._autocommit.begin() as connection:
-            return _rows(connection.exec_driver_sql(sql, values))
+        return self._execute(compiled, compiled.values(parameters))
 
     def run_many(self, statement: Statement, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Run a statement once for each row, in the open transaction: one call of the driver."""
-        current = self._current()
-        if current is None:
-            raise RuntimeError("run_many() belongs inside transaction()")
-        if rows:
-            compiled = self._compile(statement)
-            current.exec_driver_sql(compiled.sql, [compiled.values(row) for row in rows])
+        """Run a statement that inserts rows, if there are any, as :meth:`run` does: one call of the driver.
+
+        On SQLite, outside a transaction, all rows are one.
+        """
+        if not rows:
+            return
+        compiled = self._compile(statement)
+        if self._is_postgres:
+            self._execute(compiled, compiled.columns(rows))
+            return
+        with nullcontext() if self.in_transaction() else self.transaction():
+            self._transactions.execute(compiled.sql, [compiled.values(row) for row in rows])
+
+    def _execute(self, compiled: Compiled, values: tuple[Any, ...]) -> Sequence[Row]:
+        result = self._transactions.execute(compiled.sql, values)
+        if result is not None:
+            return _rows(result)
+        self._check_open()
+        if self._unobserved():
+            return self._run_on_driver(compiled, values)
+        if self._patience and compiled.writes:  # the engine itself would wait less fairly
+            with self._transactions.begun() as connection:
+                rows = _rows(connection.exec_driver_sql(compiled.sql, values))
+                self._transactions.commit(connection)
+                return rows
+        with self._transactions.autocommit.begin() as connection:
+            return _rows(connection.exec_driver_sql(compiled.sql, values))
 
     def _compile(self, statement: Statement) -> Compiled:
         compiled = self._compiled.get(statement)
@@ -220,14 +203,16 @@ class Database(HeldByReference):
             and not engine.logger.isEnabledFor(logging.INFO)
         )
 
-    def _run_on_driver(self, sql: str, values: tuple[Any, ...]) -> Sequence[Row]:
+    def _run_on_driver(self, compiled: Compiled, values: tuple[Any, ...]) -> Sequence[Row]:
         pooled = self.engine.raw_connection()
         try:
             driver: Any = pooled.driver_connection
             if not self._is_postgres:
-                return cast(Sequence[Row], driver.execute(sql, values).fetchall())
+                if self._patience and compiled.writes:
+                    return self._patience.execute(driver, compiled.sql, values)
+                return cast(Sequence[Row], driver.execute(compiled.sql, values).fetchall())
             try:
-                cursor = driver.execute(sql, values, binary=True)
+                cursor = driver.execute(compiled.sql, values, binary=True)
                 return cursor.fetchall() if cursor.description else ()
             except BaseException as error:
                 if not isinstance(error, Exception) or self.engine.dialect.is_disconnect(
@@ -239,11 +224,38 @@ class Database(HeldByReference):
         finally:
             pooled.close()
 
+    # Housekeeping
+
+    def prune(self, older_than: timedelta) -> int:
+        """Delete messages that no connection owns and no stored queue: what a producer pushed to a queue that was never
+        persisted, or is deleted. One statement; it reads the whole table.
+
+        Messages of a queue that the application uses by itself, without any connection, are among them, unless
+        ``QueueRepository`` has stored the queue.
+
+        :param older_than: the age, on the clock of the database, below which a message stays: connections may be
+            persisted after the first message
+        :returns: how many messages were deleted
+        :raises RepositoryError: for any fault of the database, which then is as it was
+        """
+        seconds = self.dialect.seconds_value(-older_than.total_seconds())
+        compiled = self._compile(PRUNE)
+        with repository_errors("the messages can't be pruned"), self.transaction():
+            return self.connection().exec_driver_sql(compiled.sql, compiled.values({"age": seconds})).rowcount
+
     # Life
+
+    def wait(self, seconds: float) -> None:
+        """Let a time go by, unless the database is closed before.
+
+        :raises RepositoryError: when it is
+        """
+        self._closed.wait(seconds)
+        self._check_open()
 
     def close(self) -> None:
         """Close the connections of an engine that was made here. What is called afterwards raises."""
-        self._closed = True
+        self._closed.set()
         if self._made_engine:
             self.engine.dispose()
 
@@ -263,44 +275,17 @@ class Database(HeldByReference):
         return f"Database({self.engine.url!r})"  # SQLAlchemy hides the password
 
     def _check_open(self) -> None:
-        if self._closed:
+        if self._closed.is_set():
             raise RepositoryError("this Database is closed; make another one")
-
-
-def _is_ours(driver: sqlite3.Connection) -> bool:
-    """Whether our BEGIN is open on a connection with ``autocommit=True``, whose commit() and rollback() do nothing."""
-    return getattr(driver, "autocommit", None) is True and driver.in_transaction
-
-
-@contextmanager
-def _savepoint(connection: Connection) -> Iterator[None]:
-    with repository_errors("no savepoint can be set"):
-        savepoint = connection.begin_nested()
-    try:
-        yield
-    except BaseException:
-        savepoint.rollback()
-        raise
-    with repository_errors("the savepoint can't be released"):
-        savepoint.commit()
 
 
 def _rows(result: CursorResult[Any]) -> Sequence[Row]:
     return result.fetchall() if result.returns_rows else ()
 
 
-def _whose() -> object:
-    """This thread and asyncio task."""
-    try:
-        task = asyncio.current_task()
-    except RuntimeError:
-        task = None
-    return threading.get_ident(), task
-
-
 def _forget_parent() -> None:
     """In a forked child: leave the parent's connections alone, and keep them from being closed by the collector."""
-    _open.set(MappingProxyType({}))
+    transactions.forget_all()
     for database in list(_owners):
         _inherited.append(database.engine.pool)
         database.engine.dispose(close=False)

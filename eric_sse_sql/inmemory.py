@@ -15,7 +15,8 @@ from eric_sse.queues import Queue
 from eric_sse_sql.codec import PickleCodec
 from eric_sse_sql.database import Database
 from eric_sse_sql.models import Base
-from eric_sse_sql.repositories import ChannelRepository, ConnectionRepository, QueueRepository, parts_of
+from eric_sse_sql.relations import parts_of
+from eric_sse_sql.repositories import ChannelRepository, ConnectionRepository, QueueRepository
 from eric_sse_sql.storage import SqlStorageEngine
 
 __all__ = [

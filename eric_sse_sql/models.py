@@ -16,10 +16,17 @@ from sqlalchemy import (
     MetaData,
     Text,
     func,
+    text,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 MAX_KEY_BYTES = 1024
+
+# Where the objects stand that channels and connections refer to: apart from the namespaces of applications, each under
+# its own id, as in eric-sse 2.0, or under that of its connection, as in 2.1.
+CHANNELS = "sse:channels"
+LISTENERS, QUEUES = "sse:listeners", "sse:queues"
+CONNECTION_LISTENERS, CONNECTION_QUEUES = "sse:connection-listeners", "sse:connection-queues"
 
 KeyText = Text().with_variant(Text(collation="C"), "postgresql")  # ordered byte by byte, as SQLite does by itself
 MessageId = BigInteger().with_variant(Integer(), "sqlite")  # SQLite numbers rows by itself only where it says INTEGER
@@ -96,6 +103,8 @@ class MessageRow(Base):
     message_type: Mapped[str] = mapped_column(Text)  # the message's own type, for people
     message: Mapped[bytes] = mapped_column(LargeBinary)  # the pickle, after its signature where one is asked for
     created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.current_timestamp())
+    leased_until: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))  # until then, one consumer's alone
+    delivery_count: Mapped[int] = mapped_column(Integer, server_default=text("0"))  # how often it was leased
 
     __table_args__ = (Index(None, "queue_id", "id"), {"sqlite_autoincrement": True})
 

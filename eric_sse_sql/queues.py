@@ -1,51 +1,63 @@
-"""``SqlQueue``: a queue whose messages live in ``sse_messages``."""
+"""``SqlQueue`` and ``BlockingSqlQueue``: queues whose messages live in ``sse_messages``."""
 
 from __future__ import annotations
 
-from typing import Any
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, TypeVar
 
 from eric_sse import generate_uuid
-from eric_sse.exception import NoMessagesException
+from eric_sse.connection import Connection
+from eric_sse.exception import NoMessagesException, RepositoryError
+from eric_sse.listener import MessageQueueListener
 from eric_sse.message import MessageContract
-from sqlalchemy import bindparam, delete, insert, select
+from eric_sse.queues import Queue
 
+from eric_sse_sql import message_statements as sql
 from eric_sse_sql.codec import class_path
-from eric_sse_sql.contract import PersistableQueue
-from eric_sse_sql.database import Database
+from eric_sse_sql.contract import ConnectionsFactory, PersistableQueue, make_connection
+from eric_sse_sql.database import Database, Row
 from eric_sse_sql.errors import repository_errors
 from eric_sse_sql.models import MessageRow, checked
-from eric_sse_sql.statements import Construct, Dialect, Statement
 
 MAX_TYPE_CHARACTERS = 255
+FIRST_PAUSE, LONGEST_PAUSE = 0.005, 0.25  # seconds between two looks into an empty queue
+
+Taken = TypeVar("Taken")
 
 
-def _push(sql: Dialect) -> Construct:
-    return insert(MessageRow).values(
-        {
-            MessageRow.queue_id: bindparam("queue"),
-            MessageRow.message_type: bindparam("kind"),
-            MessageRow.message: bindparam("blob"),
-        }
-    )
+class Delivery(MessageContract):
+    """A message that is leased to one consumer.
 
+    :param message: the message itself
+    :param delivery_count: how often it was received, this time included: 1, unless an earlier consumer has failed
+    """
 
-def _pop(sql: Dialect) -> Construct:
-    head = select(MessageRow.id).where(MessageRow.queue_id == bindparam("queue")).order_by(MessageRow.id).limit(1)
-    # "=", not IN: with IN, Postgres may lock and delete more than one row.
-    oldest = head.with_for_update(skip_locked=True).scalar_subquery()
-    return delete(MessageRow).where(MessageRow.id == oldest).returning(MessageRow.message)
+    def __init__(self, message: MessageContract, delivery_count: int) -> None:
+        self.message = message
+        self.delivery_count = delivery_count
 
+    @property
+    def type(self) -> str:
+        """The type of the message."""
+        return self.message.type
 
-PUSH = Statement(_push)
-POP = Statement(_pop)
+    @property
+    def payload(self) -> Any:
+        """The payload of the message."""
+        return self.message.payload
 
 
 class SqlQueue(PersistableQueue):
     """A queue of messages in the database, for any number of producers and consumers in any processes.
 
     First in, first out for each producer: the order is that of the numbers which the database gives out, and of two
-    producers at once either may get the lower one. A message goes to one consumer, at most once: who pops it and then
-    dies has lost it. No consumer waits for another on Postgres; on SQLite there is one writer at a time.
+    producers at once either may get the lower one. No consumer waits for another on Postgres; on SQLite there is one
+    writer at a time.
+
+    :meth:`pop` delivers at most once: who takes a message and then dies has lost it. :meth:`receive` delivers at least
+    once: a message stays until its consumer has done with it.
 
     A queue may be used before its connection is persisted, and is persistable itself: what is stored is its id, and it
     comes back on the database that loads it.
@@ -70,22 +82,101 @@ class SqlQueue(PersistableQueue):
 
         :raises RepositoryError: when the message can't be stored, or could not be read back
         """
-        blob = self._database.codec.encode(message, self._place, self._database)
+        row = self._row(message)
         with repository_errors("the message can't be pushed"):
-            self._database.run(PUSH, queue=self._queue_id, kind=_type_of(message), blob=blob)
+            self._database.run(sql.PUSH, **row)
+
+    def push_many(self, messages: Iterable[MessageContract]) -> None:
+        """Add messages at the end, in their order: all or none. One statement.
+
+        :raises RepositoryError: when one of them can't be stored, or could not be read back
+        """
+        rows = [self._row(message) for message in messages]
+        with repository_errors("the messages can't be pushed"):
+            self._database.run_many(sql.PUSH_ROWS, rows)
 
     def pop(self) -> MessageContract:
-        """Take the first message. One statement.
+        """Take the first message for good. One statement.
 
         :raises NoMessagesException: when there is none that another consumer is not taking
-        :raises RepositoryError: when it can't be read; then it stays
+        :raises RepositoryError: when it can't be read; then it goes back to its place
         """
-        with repository_errors("the message can't be popped"), self._database.transaction():
-            rows = self._database.run(POP, queue=self._queue_id)
+        with repository_errors("the message can't be popped"):
+            rows = self._database.run(sql.POP, queue=self._queue_id)
             if not rows:
                 raise NoMessagesException
-            message: MessageContract = self._database.codec.decode(rows[0][0], self._place, self._database)
-            return message
+            row = dict(zip(sql.WHOLE_ROW.values(), rows[0], strict=True))
+            try:
+                return self._decoded(row["blob"])
+            except BaseException:
+                self._database.run(sql.RESTORE, **row)
+                raise
+
+    @contextmanager
+    def receive(self, lease: float = 30.0) -> Iterator[Delivery]:
+        """A context manager: takes the first message on a lease, and acknowledges it when the block ends.
+
+        Until then nobody else gets it. When the block raises, it is back in the queue at its old place; when the
+        process dies, as soon as the lease has expired, on the clock of the database. A statement each for the lease
+        and the acknowledgement.
+
+        :param lease: how long the block may take, in seconds
+        :raises NoMessagesException: when there is none that another consumer has not taken
+        :raises RepositoryError: when it can't be read, and is back in the queue; or when the lease had expired before
+            the block ended: then the message is not acknowledged, and another consumer may have it
+        """
+        with self._delivered(self._lease(lease), lease) as delivery:
+            yield delivery
+
+    def clear(self) -> None:
+        """Delete all messages, those that are leased too. One statement."""
+        with repository_errors("the queue can't be cleared"):
+            self._database.run(sql.CLEAR, queue=self._queue_id)
+
+    def __len__(self) -> int:
+        """How many messages wait, without those that are leased. One statement, which counts them."""
+        with repository_errors("the messages can't be counted"):
+            count: int = self._database.run(sql.DEPTH, queue=self._queue_id)[0][0]
+            return count
+
+    def __bool__(self) -> bool:
+        """True: an empty queue is a queue, and asking for it costs no statement."""
+        return True
+
+    def _lease(self, seconds: float) -> Row:
+        if not seconds > 0:
+            raise RepositoryError("a lease must be longer than 0 seconds") from ValueError(seconds)
+        value = self._database.dialect.seconds_value(seconds)
+        with repository_errors("the message can't be received"):
+            rows = self._database.run(sql.LEASE, queue=self._queue_id, lease=value)
+        if not rows:
+            raise NoMessagesException
+        return rows[0]
+
+    @contextmanager
+    def _delivered(self, leased: Row, lease: float) -> Iterator[Delivery]:
+        message_id, blob, count = leased
+        held = {"id": message_id, "deliveries": count}
+        try:
+            yield Delivery(self._decoded(blob), count)
+        except BaseException:
+            with suppress(RepositoryError), repository_errors("the message can't be given back"):
+                self._database.run(sql.RELEASE, **held)  # or else the lease expires
+            raise
+        with repository_errors("the message can't be acknowledged"):
+            if not self._database.run(sql.ACKNOWLEDGE, **held):
+                raise RepositoryError(
+                    f"the lease of {lease:g} seconds had expired before the message was acknowledged, so that it is "
+                    "delivered once more; ask for a longer lease"
+                )
+
+    def _row(self, message: MessageContract) -> dict[str, Any]:
+        blob = self._database.codec.encode(message, self._place, self._database)
+        return {"queue": self._queue_id, "kind": _type_of(message), "blob": blob}
+
+    def _decoded(self, blob: bytes) -> MessageContract:
+        message: MessageContract = self._database.codec.decode(blob, self._place, self._database)
+        return message
 
     @property
     def _place(self) -> str:
@@ -108,6 +199,99 @@ class SqlQueue(PersistableQueue):
 
     def kv_setup_by_dict(self, setup: dict[str, Any]) -> None:
         """Nothing is left to do."""
+
+
+class BlockingSqlQueue(SqlQueue):
+    """A :class:`SqlQueue` that waits for a message, whichever process pushes it.
+
+    It looks again and again, at ever longer intervals up to a quarter of a second. An interrupt ends the wait, and so
+    does closing the database. It can't wait inside a transaction, which would keep others from pushing.
+    """
+
+    def pop(self, timeout: float | None = None) -> MessageContract:
+        """Take the first message for good, as soon as there is one.
+
+        :param timeout: how long to wait, in seconds; by default without end
+        :raises NoMessagesException: when there was none in all that time
+        :raises RepositoryError: when the database is closed, or inside a transaction, where there is no message
+        """
+        return self._awaited(super().pop, timeout)
+
+    @contextmanager
+    def receive(self, lease: float = 30.0, timeout: float | None = None) -> Iterator[Delivery]:
+        """As :meth:`SqlQueue.receive`, as soon as there is a message.
+
+        :param lease: how long the block may take, in seconds
+        :param timeout: how long to wait for a message, in seconds; by default without end
+        """
+        with self._delivered(self._awaited(lambda: self._lease(lease), timeout), lease) as delivery:
+            yield delivery
+
+    def _awaited(self, take: Callable[[], Taken], timeout: float | None) -> Taken:
+        give_up = None if timeout is None else time.monotonic() + timeout
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                return take()
+            except NoMessagesException:
+                if self._database.in_transaction():
+                    raise RepositoryError(
+                        "the queue is empty, and a blocking queue can't wait inside a transaction; take messages "
+                        "outside of it, or use SqlQueue"
+                    ) from None
+                left = pause if give_up is None else give_up - time.monotonic()
+                if left <= 0:
+                    raise
+            self._database.wait(min(pause, left))
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+
+class SqlConnectionsFactory(ConnectionsFactory):
+    """Connects listeners to queues in a database, as the channels of eric-sse 2.1 ask for it.
+
+    :param database: where the messages are
+    :param queue_class: of the queues: :class:`SqlQueue`, :class:`BlockingSqlQueue` or a subclass
+    """
+
+    def __init__(self, database: Database, queue_class: type[SqlQueue] = SqlQueue) -> None:
+        self._database = database
+        self._queue_class = queue_class
+
+    def create(self, listener: MessageQueueListener | None = None) -> Connection:
+        """A new connection, with an empty queue.
+
+        :param listener: by default a new one
+        """
+        return make_connection(listener or MessageQueueListener(), self._queue_class(self._database), generate_uuid())
+
+
+def broadcast(message: MessageContract, queues: Iterable[Queue]) -> None:
+    """Add a message at the end of many queues: one statement for all that are in one database.
+
+    The database gets the message once, unless blobs are signed, each for its queue.
+
+    :raises RepositoryError: when the message can't be stored; no queue of that database has it then
+    """
+    together: dict[Database, list[SqlQueue]] = {}
+    for queue in queues:
+        if isinstance(queue, SqlQueue) and type(queue).push is SqlQueue.push:
+            together.setdefault(queue._database, []).append(queue)
+        else:
+            queue.push(message)
+    for database, group in together.items():
+        _push_to_all(database, group, message)
+
+
+def _push_to_all(database: Database, queues: Sequence[SqlQueue], message: MessageContract) -> None:
+    codec, kind = database.codec, _type_of(message)
+    pickled = codec.pickled(message, database)
+    with repository_errors("the message can't be broadcast"):
+        if codec.signs:
+            rows = [{"queue": queue.id, "kind": kind, "blob": codec.sealed(pickled, queue._place)} for queue in queues]
+            database.run_many(sql.PUSH_ROWS, rows)
+        else:
+            ids = database.dialect.list_value([queue.id for queue in queues])
+            database.run(sql.PUSH_TO_ALL, queues=ids, kind=kind, blob=codec.sealed(pickled, queues[0]._place))
 
 
 def _type_of(message: MessageContract) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
-from sqlalchemy import bindparam, delete, exists, or_, select, union_all
+from sqlalchemy import LargeBinary, Text, bindparam, cast, delete, exists, null, or_, select, union_all, update
 from sqlalchemy.orm import aliased
 
 from eric_sse_sql.models import ChannelRow, ConnectionRow, KvEntry, MessageRow
-from eric_sse_sql.statements import Construct, Dialect, Statement, upsert
+from eric_sse_sql.statements import Construct, Dialect, Statement, upsert, upsert_rows
 
 # Reading
 
@@ -45,12 +46,18 @@ def _one_connection(sql: Dialect) -> Construct:
     return _connections().where(ConnectionRow.id == bindparam("connection"))
 
 
-def _channels() -> Construct:
-    return select(ChannelRow.id, KvEntry.key, KvEntry.value).join(KvEntry, KvEntry.key == ChannelRow.entry_key)
+def _channels(*columns: Construct) -> Construct:
+    """Those that are persisted: of one that has connections only, there is a row without a type."""
+    channels = select(ChannelRow.id, *columns).join(KvEntry, KvEntry.key == ChannelRow.entry_key)
+    return channels.where(ChannelRow.channel_type != "")
 
 
 def _one_channel(sql: Dialect) -> Construct:
-    return _channels().where(ChannelRow.id == bindparam("channel"))
+    """A channel, in a row without connection, and its connections: one statement, and so one state of both."""
+    no_text, no_blob = cast(null(), Text), cast(null(), LargeBinary)
+    columns = no_text.label("connection"), KvEntry.key, KvEntry.value, no_text.label("queue"), no_blob.label("blob")
+    channel = _channels(*columns).where(ChannelRow.id == bindparam("channel"))
+    return union_all(channel, _of_channel(sql).order_by(None)).order_by("connection")
 
 
 def _first_channels(sql: Dialect) -> Construct:
@@ -62,7 +69,7 @@ def _next_channels(sql: Dialect) -> Construct:
 
 
 def _page() -> Construct:
-    return _channels().order_by(ChannelRow.id).limit(bindparam("count"))
+    return _channels(KvEntry.key, KvEntry.value).order_by(ChannelRow.id).limit(bindparam("count"))
 
 
 OF_CHANNEL = Statement(_of_channel)
@@ -75,33 +82,73 @@ NEXT_CHANNELS = Statement(_next_channels)
 # Writing
 
 
+def _upsert_entries(sql: Dialect) -> Construct:
+    return upsert_rows(sql, KvEntry, {"key": "at", "value": "blob", "value_type": "kind"})
+
+
 def _upsert_channel(sql: Dialect) -> Construct:
-    return upsert(sql, ChannelRow, {"id": "channel", "entry_key": "at", "channel_type": "kind"})
+    return upsert(sql, ChannelRow, _CHANNEL)
 
 
-def _upsert_connection(sql: Dialect) -> Construct:
+def _upsert_connections(sql: Dialect) -> Construct:
     objects = {"listener_id": "listener", "listener_key": "listener_at", "queue_id": "queue", "queue_key": "queue_at"}
-    return upsert(sql, ConnectionRow, {"id": "connection", "channel_id": "channel", **objects}, keep="channel_id")
+    return upsert_rows(sql, ConnectionRow, {"id": "connection", "channel_id": "channel", **objects}, keep="channel_id")
 
 
 def _lock_channel(sql: Dialect) -> Construct:
     return select(ChannelRow.id).where(ChannelRow.id == bindparam("channel")).with_for_update(read=True, key_share=True)
 
 
+def _place_entry(sql: Dialect) -> Construct:
+    return _unless_there(sql, KvEntry, {"key": "at", "value": "blob", "value_type": "kind"})
+
+
+def _place_channel(sql: Dialect) -> Construct:
+    return _unless_there(sql, ChannelRow, _CHANNEL)
+
+
+def _unless_there(sql: Dialect, model: Any, bound: dict[str, str]) -> Construct:
+    insert = sql.insert(model).values({getattr(model, column): bindparam(name) for column, name in bound.items()})
+    return insert.on_conflict_do_nothing()
+
+
 def _of_listeners(sql: Dialect) -> Construct:
     """The connections that some listeners have in a channel, after those that they have in none yet."""
+    in_channel = (ConnectionRow.channel_id == bindparam("channel")) & sql.among(ConnectionRow.listener_id, "listeners")
+    in_none = ConnectionRow.channel_id.is_(None) & sql.among(ConnectionRow.listener_key, "keys")
     return (
         select(ConnectionRow.listener_id, ConnectionRow.queue_id, ConnectionRow.id, ConnectionRow.channel_id)
-        .where(sql.among(ConnectionRow.listener_key, "listeners"))
-        .where(or_(ConnectionRow.channel_id == bindparam("channel"), ConnectionRow.channel_id.is_(None)))
+        .where(or_(in_channel, in_none))
         .order_by(ConnectionRow.channel_id.is_(None).desc(), ConnectionRow.id)
     )
 
 
+def _set_listener_id(sql: Dialect) -> Construct:
+    return (
+        update(ConnectionRow)
+        .where(ConnectionRow.listener_key == bindparam("at"))
+        .values({ConnectionRow.listener_id: bindparam("own_id")})
+    )
+
+
+def _set_queue_id(sql: Dialect) -> Construct:
+    return (
+        update(ConnectionRow)
+        .where(ConnectionRow.queue_key == bindparam("at"))
+        .values({ConnectionRow.queue_id: bindparam("own_id")})
+    )
+
+
+_CHANNEL = {"id": "channel", "entry_key": "at", "channel_type": "kind"}
+UPSERT_ENTRIES = Statement(_upsert_entries)
 UPSERT_CHANNEL = Statement(_upsert_channel)
-UPSERT_CONNECTION = Statement(_upsert_connection)
+UPSERT_CONNECTIONS = Statement(_upsert_connections)
+PLACE_ENTRY = Statement(_place_entry)
+PLACE_CHANNEL = Statement(_place_channel)
 LOCK_CHANNEL = Statement(_lock_channel)
 OF_LISTENERS = Statement(_of_listeners)
+SET_LISTENER_ID = Statement(_set_listener_id)
+SET_QUEUE_ID = Statement(_set_queue_id)
 
 # Deleting
 
@@ -152,11 +199,18 @@ def _delete_connections_of_object(sql: Dialect) -> Construct:
     return delete(ConnectionRow).where(needs_it)
 
 
-def _delete_messages(sql: Dialect) -> Construct:
-    return delete(MessageRow).where(MessageRow.queue_id == bindparam("queue"))
+def _delete_messages_of_queue_object(sql: Dialect) -> Construct:
+    other = aliased(ConnectionRow)
+    return delete(MessageRow).where(
+        MessageRow.queue_id.in_(select(ConnectionRow.queue_id).where(ConnectionRow.queue_key == bindparam("at"))),
+        ~exists().where(other.queue_id == MessageRow.queue_id, other.queue_key != bindparam("at")),
+    )
 
 
 DELETE_CONNECTION = _deletions(lambda sql: ConnectionRow.id == bindparam("connection"))
+DELETE_CONNECTION_OF_CHANNEL = _deletions(
+    lambda sql: (ConnectionRow.id == bindparam("connection")) & (ConnectionRow.channel_id == bindparam("channel"))
+)
 DELETE_CONNECTIONS = _deletions(lambda sql: sql.among(ConnectionRow.id, "connections"))
 DELETE_CHANNEL = (
     *_deletions(lambda sql: ConnectionRow.channel_id == bindparam("channel")),
@@ -164,4 +218,4 @@ DELETE_CHANNEL = (
     Statement(_delete_channel),
 )
 DELETE_CONNECTIONS_OF_OBJECT = Statement(_delete_connections_of_object)
-DELETE_MESSAGES = Statement(_delete_messages)
+DELETE_MESSAGES_OF_QUEUE_OBJECT = Statement(_delete_messages_of_queue_object)

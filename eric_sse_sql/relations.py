@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
+from weakref import WeakKeyDictionary
 
 from eric_sse import generate_uuid
 from eric_sse.connection import Connection
@@ -16,10 +17,18 @@ from eric_sse.queues import Queue
 from eric_sse_sql import contract
 from eric_sse_sql import relation_statements as sql
 from eric_sse_sql.codec import class_path
-from eric_sse_sql.contract import ItemNotFound, ObjectAsKeyValuePersistenceMixin
+from eric_sse_sql.contract import ItemNotFound
 from eric_sse_sql.database import Database, Row
 from eric_sse_sql.errors import repository_errors
-from eric_sse_sql.models import checked
+from eric_sse_sql.message_statements import CLEAR
+from eric_sse_sql.models import (
+    CHANNELS,
+    CONNECTION_LISTENERS,
+    CONNECTION_QUEUES,
+    LISTENERS,
+    QUEUES,
+    checked,
+)
 from eric_sse_sql.statements import Statement
 from eric_sse_sql.storage import UPSERT, SqlStorageEngine, keyset_pages
 
@@ -27,10 +36,10 @@ CHANNELS_A_PAGE = 100
 
 
 class ObjectStorage(SqlStorageEngine):
-    """The entries that channels and connections refer to, apart from the namespaces of applications."""
+    """The entries that channels and connections refer to, in a namespace apart from those of applications."""
 
-    def __init__(self, database: Database, kind: str) -> None:
-        self._set_up(database, f"sse:{kind}")
+    def __init__(self, database: Database, namespace: str) -> None:
+        self._set_up(database, namespace)
 
     def delete(self, key: str) -> None:
         """Delete an object, and the connections that need it."""
@@ -51,14 +60,18 @@ class Parts(NamedTuple):
 class Relations:
     """Channels, their connections, and the objects and messages of both. Each call is atomic.
 
+    Listeners and queues stand under their own ids.
+
     :param database: where they are
     """
 
+    listeners_namespace, queues_namespace = LISTENERS, QUEUES
+
     def __init__(self, database: Database) -> None:
         self._database = database
-        self.listeners = ObjectStorage(database, "listeners")
-        self.queues = ObjectStorage(database, "queues")
-        self._channels = ObjectStorage(database, "channels")
+        self.listeners = ObjectStorage(database, self.listeners_namespace)
+        self.queues = ObjectStorage(database, self.queues_namespace)
+        self.channel_objects = ObjectStorage(database, CHANNELS)
 
     # Connections
 
@@ -74,7 +87,19 @@ class Relations:
 
         :raises ItemNotFound: when there is none of that id
         """
-        return self._connection(self._one(sql.ONE_CONNECTION, connection=connection_id))
+        return self._connection(self._connection_row(connection_id))
+
+    def _connection_row(self, connection_id: str) -> Row:
+        """The row of one connection, its channel first.
+
+        :raises ItemNotFound: when there is none of that id
+        """
+        checked("a connection id", connection_id)
+        with repository_errors("the connection can't be loaded"):
+            rows = self._database.run(sql.ONE_CONNECTION, connection=connection_id)
+        if not rows:
+            raise ItemNotFound(connection_id)
+        return rows[0]
 
     def persist_connection(self, connection_id: str, parts: Parts, channel_id: str | None) -> None:
         """Store a connection, its listener and its queue.
@@ -86,11 +111,14 @@ class Relations:
         objects = self._objects([row], [parts])
         with repository_errors("the connection can't be persisted"), self._database.transaction():
             if channel_id is not None:
-                checked("a channel id", channel_id)
-                if not self._database.run(sql.LOCK_CHANNEL, channel=channel_id):
-                    raise ItemNotFound(channel_id)
-            self._database.run_many(UPSERT, objects)
-            self._database.run_many(sql.UPSERT_CONNECTION, [row])
+                self._hold_channel(checked("a channel id", channel_id))
+            self._database.run_many(sql.UPSERT_ENTRIES, objects)
+            self._database.run_many(sql.UPSERT_CONNECTIONS, [row])
+
+    def _hold_channel(self, channel_id: str) -> None:
+        """See to it that a channel is there until the end of the transaction."""
+        if not self._database.run(sql.LOCK_CHANNEL, channel=channel_id):
+            raise ItemNotFound(channel_id)
 
     def delete_connection(self, connection_id: str) -> None:
         """Delete a connection with its messages, and with its listener and queue unless another connection has them."""
@@ -102,12 +130,12 @@ class Relations:
         """Delete a queue with its messages, and the connections that need it."""
         with repository_errors("the queue can't be deleted"), self._database.transaction():
             self.queues.delete(queue_id)
-            self._database.run(sql.DELETE_MESSAGES, queue=queue_id)
+            self._database.run(CLEAR, queue=queue_id)
 
     # Channels
 
-    def channels(self) -> Iterator[tuple[AbstractChannel, list[Connection]]]:
-        """All channels with their connections, by id: two statements a page."""
+    def channels(self) -> Iterator[tuple[Any, list[Connection]]]:
+        """All channels, as they were stored, with their connections, by id: two statements a page."""
         pages = keyset_pages(
             self._database, sql.FIRST_CHANNELS, sql.NEXT_CHANNELS, "", CHANNELS_A_PAGE, CHANNELS_A_PAGE
         )
@@ -116,42 +144,49 @@ class Relations:
                 rows = self._database.run(sql.OF_CHANNELS, first=page[0][0], last=page[-1][0])
             connections = {channel_id: list(group) for channel_id, group in groupby(rows, itemgetter(0))}
             for channel_id, at, blob in page:
-                channel = self._channels.value(at, blob)
-                yield channel, [self._connection(row) for row in connections.get(channel_id, ())]
+                stored = self.channel_objects.value(at, blob)
+                yield stored, [self._connection(row) for row in connections.get(channel_id, ())]
 
-    def channel(self, channel_id: str) -> tuple[AbstractChannel, list[Connection]]:
-        """One channel and its connections.
+    def channel(self, channel_id: str) -> tuple[Any, list[Connection]]:
+        """One channel, as it was stored, and its connections. One statement.
 
         :raises ItemNotFound: when there is none of that id
         """
-        _, at, blob = self._one(sql.ONE_CHANNEL, channel=channel_id)
-        return self._channels.value(at, blob), list(self.connections(channel_id))
+        checked("a channel id", channel_id)
+        with repository_errors("the channel can't be loaded"):
+            rows = self._database.run(sql.ONE_CHANNEL, channel=channel_id)
+        found = [row for row in rows if row[1] is None]
+        if not found:
+            raise ItemNotFound(channel_id)
+        _, _, at, blob, _, _ = found[0]
+        return self.channel_objects.value(at, blob), [self._connection(row) for row in rows if row[1] is not None]
 
     def persist_channel(
-        self, channel_id: str, channel: AbstractChannel, connections: Sequence[Parts], removed: Iterable[str]
-    ) -> set[str]:
-        """Store a channel with its connections, and delete those that it has no more.
+        self, channel_id: str, stored: object, channel: AbstractChannel, connections: Sequence[Parts]
+    ) -> None:
+        """Store a channel with its connections, and delete those that the object has no more.
 
-        A listener has one connection in a channel: another one that it had there is deleted. A connection without id
-        is the one stored for the same listener and queue, or a new one.
+        They are those with which it was loaded or persisted; what another process has added stays. A listener has one
+        connection in a channel: another one that it had there is deleted. A connection without id is the one stored for
+        the same listener and queue, or a new one.
 
-        :param removed: ids of connections that the channel has no more
-        :returns: the ids of those that it has
+        :param stored: what the channel is stored as
         """
-        rows = [self._row(None, parts, channel_id) for parts in connections]
+        rows = [self._row(parts.id, parts, channel_id) for parts in connections]
         objects = self._objects(rows, connections)
-        entry = self._channels.entry(channel_id, _bare(channel))
+        entry = self.channel_objects.entry(channel_id, stored)
         row = {"channel": channel_id, "at": entry["at"], "kind": class_path(type(channel))}
+        registry = contract.connection_registry(channel)
         with repository_errors("the channel can't be persisted"), self._database.transaction():
             others = self._identify(rows, channel_id)
-            self._database.run_many(UPSERT, [entry, *objects])
-            self._database.run_many(sql.UPSERT_CHANNEL, [row])
-            self._database.run_many(sql.UPSERT_CONNECTION, sorted(rows, key=itemgetter("connection")))
+            self._database.run_many(sql.UPSERT_ENTRIES, [entry, *objects])
+            self._database.run(sql.UPSERT_CHANNEL, **row)
+            self._database.run_many(sql.UPSERT_CONNECTIONS, sorted(rows, key=itemgetter("connection")))
             ids = {row["connection"] for row in rows}
-            gone = sorted({*removed, *others} - ids)
+            gone = sorted({*_known.get(registry, ()), *others} - ids)
             if gone:
                 self._run_all(sql.DELETE_CONNECTIONS, connections=self._database.dialect.list_value(gone))
-        return ids
+        _known[registry] = ids
 
     def delete_channel(self, channel_id: str) -> None:
         """Delete a channel, its connections, their messages, and the listeners and queues that no other channel has."""
@@ -161,15 +196,6 @@ class Relations:
 
     # Rows
 
-    def _one(self, statement: Statement, **by_id: str) -> Row:
-        ((what, identifier),) = by_id.items()
-        checked(f"a {what} id", identifier)
-        with repository_errors(f"the {what} can't be loaded"):
-            rows = self._database.run(statement, **by_id)
-        if not rows:
-            raise ItemNotFound(identifier)
-        return rows[0]
-
     def _connection(self, row: Row) -> Connection:
         _, connection_id, listener_at, listener, queue_at, queue = row
         return contract.make_connection(
@@ -177,31 +203,42 @@ class Relations:
         )
 
     def _row(self, connection_id: str | None, parts: Parts, channel_id: str | None) -> dict[str, Any]:
-        """What ``UPSERT_CONNECTION`` binds. A queue that has no id is known by its connection's."""
-        connection_id = parts.id if connection_id is None else connection_id
+        """What ``UPSERT_CONNECTIONS`` binds. A queue that has no id is known by its connection's."""
         listener_id: str = parts.listener.id
         queue_id: Any = getattr(parts.queue, "id", connection_id)
+        listener_key, queue_key = self._object_keys(connection_id, listener_id, queue_id)
         return {
             "connection": connection_id,
             "channel": channel_id,
-            "listener": listener_id,
-            "listener_at": self.listeners.entry_key(listener_id),
-            "queue": queue_id,
-            "queue_at": self.queues.entry_key(queue_id),
+            "listener": checked("a listener id", listener_id),
+            "listener_at": self.listeners.entry_key(listener_key),
+            "queue": checked("a queue id", queue_id),
+            "queue_at": self.queues.entry_key(queue_key),
         }
+
+    def _object_keys(self, connection_id: Any, listener_id: str, queue_id: str) -> tuple[str, str]:
+        """The keys of a connection's listener and queue."""
+        return listener_id, queue_id
 
     def _objects(self, rows: Sequence[Mapping[str, Any]], connections: Sequence[Parts]) -> list[dict[str, Any]]:
         """The entries of all listeners and queues, ordered by key: two writers never lock them crosswise."""
         entries: dict[str, dict[str, Any]] = {}
         for row, parts in zip(rows, connections, strict=True):
-            entries[row["listener_at"]] = self.listeners.entry(row["listener"], parts.listener)
-            entries[row["queue_at"]] = self.queues.entry(row["queue"], parts.queue)
+            for storage, at, value in (
+                (self.listeners, row["listener_at"], parts.listener),
+                (self.queues, row["queue_at"], parts.queue),
+            ):
+                entries[at] = storage.entry_at(at, value)
         return [entries[at] for at in sorted(entries)]
 
     def _identify(self, rows: list[dict[str, Any]], channel_id: str) -> list[str]:
         """Give an id to each row that has none. Returns the ids of all that their listeners have in the channel."""
-        listeners = self._database.dialect.list_value([row["listener_at"] for row in rows])
-        stored = self._database.run(sql.OF_LISTENERS, listeners=listeners, channel=channel_id) if rows else ()
+        if not rows:
+            return []
+        listeners, keys = (
+            self._database.dialect.list_value([row[name] for row in rows]) for name in ("listener", "listener_at")
+        )
+        stored = self._database.run(sql.OF_LISTENERS, listeners=listeners, keys=keys, channel=channel_id)
         known = {(listener, queue): connection for listener, queue, connection, _ in stored}
         for row in rows:
             if row["connection"] is None:
@@ -213,8 +250,71 @@ class Relations:
             self._database.run(statement, **parameters)
 
 
-def _bare(channel: AbstractChannel) -> AbstractChannel:
-    """A channel as it is stored. The mixin leaves the connections out by itself."""
-    if isinstance(channel, ObjectAsKeyValuePersistenceMixin):
-        return channel
-    return contract.without_connections(channel)
+class RelationsByConnection(Relations):
+    """The same, where listeners and queues stand under the id of their connection, as eric-sse 2.1 asks for them.
+
+    A connection may be persisted before its channel: until then the channel's row has no type, and is not loaded.
+    """
+
+    listeners_namespace, queues_namespace = CONNECTION_LISTENERS, CONNECTION_QUEUES
+
+    def persist_object(self, storage: ObjectStorage, set_own_id: Statement, connection_id: str, value: Any) -> None:
+        """Store the listener or the queue of a connection, whether it is there or not."""
+        entry = storage.entry(connection_id, value)
+        own_id = checked("an id", getattr(value, "id", connection_id))
+        with repository_errors("the object can't be persisted"), self._database.transaction():
+            self._database.run(UPSERT, **entry)
+            self._database.run(set_own_id, at=entry["at"], own_id=own_id)
+
+    def connection_in(self, channel_id: str, connection_id: str) -> Connection:
+        """One connection of a channel.
+
+        :raises ItemNotFound: when the channel has none of that id
+        """
+        row = self._connection_row(connection_id)
+        if row[0] != channel_id:
+            raise ItemNotFound(connection_id)
+        return self._connection(row)
+
+    def delete_connection_in(self, channel_id: str, connection_id: str) -> None:
+        """Delete a connection of a channel with all that is its own."""
+        checked("a connection id", connection_id)
+        checked("a channel id", channel_id)
+        with repository_errors("the connection can't be deleted"), self._database.transaction():
+            self._run_all(sql.DELETE_CONNECTION_OF_CHANNEL, connection=connection_id, channel=channel_id)
+
+    def delete_queue(self, connection_id: str) -> None:
+        """Delete the queue of a connection with its messages, and the connection."""
+        at = self.queues.entry_key(connection_id)
+        with repository_errors("the queue can't be deleted"), self._database.transaction():
+            self._database.run(sql.DELETE_MESSAGES_OF_QUEUE_OBJECT, at=at)
+            self.queues.delete(connection_id)
+
+    def _hold_channel(self, channel_id: str) -> None:
+        entry = self.channel_objects.entry(channel_id, None)
+        self._database.run(sql.PLACE_ENTRY, **entry)
+        self._database.run(sql.PLACE_CHANNEL, channel=channel_id, at=entry["at"], kind="")
+
+    def _object_keys(self, connection_id: Any, listener_id: str, queue_id: str) -> tuple[str, str]:
+        return connection_id, connection_id
+
+
+# Ids of the connections that a channel object was loaded or persisted with, by what it keeps its connections in.
+_known: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()
+
+Channel = TypeVar("Channel", bound=AbstractChannel)
+
+
+def assembled(channel: Channel, connections: Iterable[Connection]) -> Channel:
+    """A channel that was loaded, with its connections registered."""
+    ids = set()
+    for connection in connections:
+        contract.register(channel, connection)
+        ids.add(contract.identify(connection))
+    _known[contract.connection_registry(channel)] = ids
+    return channel
+
+
+def parts_of(connection: Connection) -> Parts:
+    """What a connection is stored as."""
+    return Parts(contract.identify(connection), connection.listener, connection.queue)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
-from weakref import WeakKeyDictionary
 
 from eric_sse.connection import Connection
 from eric_sse.entities import AbstractChannel
@@ -19,10 +17,11 @@ from eric_sse_sql.contract import (
     ConnectionRepositoryInterface,
     KvStorageEngine,
     ListenerRepositoryInterface,
+    ObjectAsKeyValuePersistenceMixin,
     QueueRepositoryInterface,
 )
 from eric_sse_sql.models import checked
-from eric_sse_sql.relations import Parts, Relations
+from eric_sse_sql.relations import Parts, Relations, assembled, parts_of
 from eric_sse_sql.storage import SqlStorageEngine
 
 
@@ -131,10 +130,6 @@ class ConnectionRepository(ConnectionRepositoryInterface):
         self._relations.delete_connection(connection_id)
 
 
-# Ids of the connections that a channel object was loaded or persisted with, by what it keeps its connections in.
-_known: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()
-
-
 class ChannelRepository(ChannelRepositoryInterface):
     """Channels with their connections. Each call is atomic, and a constant number of statements.
 
@@ -149,14 +144,15 @@ class ChannelRepository(ChannelRepositoryInterface):
     def load_all(self) -> Iterator[AbstractChannel]:
         """All channels, their connections registered, ordered by id: two statements for each hundred."""
         for channel, connections in self._relations.channels():
-            yield _with_connections(channel, connections)
+            yield assembled(_loaded(channel), connections)
 
     def load_one(self, channel_id: str) -> AbstractChannel:
         """The channel of an id, its connections registered.
 
         :raises ItemNotFound: when there is none
         """
-        return _with_connections(*self._relations.channel(channel_id))
+        channel, connections = self._relations.channel(channel_id)
+        return assembled(_loaded(channel), connections)
 
     def persist(self, channel: AbstractChannel) -> None:
         """Store a channel and the connections registered with it.
@@ -176,23 +172,21 @@ class ChannelRepository(ChannelRepositoryInterface):
         self._relations.delete_channel(channel_id)
 
     def _persist(self, channel_id: str, channel: AbstractChannel) -> None:
-        registry = contract.connection_registry(channel)
         connections = [Parts(*parts) for parts in contract.registered_connections(channel)]
-        _known[registry] = self._relations.persist_channel(
-            checked("a channel id", channel_id), channel, connections, _known.get(registry, ())
-        )
+        self._relations.persist_channel(checked("a channel id", channel_id), _bare(channel), channel, connections)
 
 
-def _with_connections(channel: AbstractChannel, connections: list[Connection]) -> AbstractChannel:
-    for connection in connections:
-        contract.register(channel, connection)
-    _known[contract.connection_registry(channel)] = {contract.identify(connection) for connection in connections}
-    return channel
+def _bare(channel: AbstractChannel) -> AbstractChannel:
+    """A channel as it is stored. The mixin leaves the connections out by itself."""
+    if isinstance(channel, ObjectAsKeyValuePersistenceMixin):
+        return channel
+    return contract.without_connections(channel)
 
 
-def parts_of(connection: Connection) -> Parts:
-    """What a connection is stored as."""
-    return Parts(contract.identify(connection), connection.listener, connection.queue)
+def _loaded(stored: object) -> AbstractChannel:
+    if not isinstance(stored, AbstractChannel):
+        raise RepositoryError("the channel was stored by SqlSSEChannelRepository, or one like it; load it with that")
+    return stored
 
 
 def _relations(storage_engine: KvStorageEngine) -> Relations | None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, cast
 
 from eric_sse.exception import RepositoryError
-from sqlalchemy import ARRAY, Engine, Text, any_, bindparam, func, select
+from sqlalchemy import ARRAY, Engine, Float, Text, any_, bindparam, func, literal_column, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 Construct = Any  # one of SQLAlchemy's; its releases 2.0 and 2.1 give them different type parameters
@@ -24,8 +25,23 @@ class Dialect(Protocol):
     def among(self, column: Any, name: str) -> Construct:
         """Whether a column is in the list bound by that name, however long it is."""
 
+    def each(self, name: str) -> Construct:
+        """A SELECT of the values of the list bound by that name, in their order."""
+
     def list_value(self, values: Sequence[str]) -> Any:
         """The value to bind for such a list."""
+
+    def insert_rows(self, model: Any, bound: Mapping[str, str]) -> Any:
+        """An INSERT of many rows in their order: of each in turn on SQLite, from an array a column on Postgres.
+
+        :param bound: the name that each column's value is bound by
+        """
+
+    def now(self, shift: str | None = None) -> Construct:
+        """The clock of the database at this statement, and from there by as many seconds as are bound by a name."""
+
+    def seconds_value(self, seconds: float) -> Any:
+        """The value to bind for such a shift."""
 
 
 class _Postgres:
@@ -37,21 +53,61 @@ class _Postgres:
         return column == any_(bindparam(name, type_=ARRAY(Text)))
 
     @staticmethod
+    def each(name: str) -> Construct:
+        return select(func.unnest(bindparam(name, type_=ARRAY(Text))))
+
+    @staticmethod
     def list_value(values: Sequence[str]) -> list[str]:
         return list(values)
+
+    @staticmethod
+    def insert_rows(model: Any, bound: Mapping[str, str]) -> Any:
+        columns = [getattr(model, column) for column in bound]
+        named = zip(columns, bound.values(), strict=True)
+        arrays = [bindparam(name, type_=ARRAY(type(column.type)())) for column, name in named]
+        rows = func.unnest(*arrays).table_valued(*bound.values(), with_ordinality="nth").render_derived()
+        return postgresql.insert(model).from_select(
+            columns, select(*(rows.c[name] for name in bound.values())).order_by(rows.c.nth)
+        )
+
+    @staticmethod
+    def now(shift: str | None = None) -> Construct:
+        now = func.statement_timestamp()
+        return now + bindparam(shift, type_=Float) * literal_column("interval '1 second'") if shift else now
+
+    @staticmethod
+    def seconds_value(seconds: float) -> float:
+        return seconds
 
 
 class _Sqlite:
     paramstyle = "qmark"
     insert = staticmethod(sqlite.insert)
 
+    @classmethod
+    def among(cls, column: Any, name: str) -> Construct:
+        return column.in_(cls.each(name))
+
     @staticmethod
-    def among(column: Any, name: str) -> Construct:
-        return column.in_(select(func.json_each(bindparam(name, type_=Text)).table_valued("value").c.value))
+    def each(name: str) -> Construct:
+        return select(func.json_each(bindparam(name, type_=Text)).table_valued("value").c.value)
 
     @staticmethod
     def list_value(values: Sequence[str]) -> str:
         return json.dumps(list(values))
+
+    @staticmethod
+    def insert_rows(model: Any, bound: Mapping[str, str]) -> Any:
+        return sqlite.insert(model).values({getattr(model, column): bindparam(name) for column, name in bound.items()})
+
+    @staticmethod
+    def now(shift: str | None = None) -> Construct:
+        moment: list[Construct] = [literal_column("'%Y-%m-%d %H:%M:%f'"), literal_column("'now'")]
+        return func.strftime(*moment, *([bindparam(shift, type_=Text)] if shift else []))
+
+    @staticmethod
+    def seconds_value(seconds: float) -> str:
+        return f"{seconds:.3f} seconds"
 
 
 _DIALECTS: dict[tuple[str, str], Dialect] = {
@@ -73,13 +129,24 @@ def dialect_of(engine: Engine) -> Dialect:
     return _DIALECTS[name, driver]
 
 
-def upsert(sql: Dialect, model: Any, bound: Mapping[str, str], keep: str | None = None) -> Construct:
+def upsert(sql: Dialect, model: Any, bound: Mapping[str, str]) -> Construct:
     """An INSERT of one row that changes the row instead, where there is one of the same key.
 
     :param bound: the name that each column's value is bound by; the first column is the key
-    :param keep: a column that NULL does not overwrite
     """
     insert = sql.insert(model).values({getattr(model, column): bindparam(name) for column, name in bound.items()})
+    return _or_update(insert, model, bound)
+
+
+def upsert_rows(sql: Dialect, model: Any, bound: Mapping[str, str], keep: str | None = None) -> Construct:
+    """The same of many rows, no two of one key.
+
+    :param keep: a column that NULL does not overwrite
+    """
+    return _or_update(sql.insert_rows(model, bound), model, bound, keep)
+
+
+def _or_update(insert: Any, model: Any, bound: Mapping[str, str], keep: str | None = None) -> Construct:
     key, *others = bound
     changed: dict[str, Construct] = {column: insert.excluded[column] for column in others}
     if keep:
@@ -91,10 +158,11 @@ def upsert(sql: Dialect, model: Any, bound: Mapping[str, str], keep: str | None 
 class Compiled:
     """A statement as a driver takes it."""
 
-    __slots__ = ("_constants", "_names", "sql")
+    __slots__ = ("_constants", "_names", "sql", "writes")
 
     def __init__(self, sql: str, names: Sequence[str], constants: Mapping[str, Any]) -> None:
         self.sql = sql
+        self.writes = not sql.startswith("SELECT")
         self._names = tuple(names)
         self._constants = constants  # values that the statement brings itself
 
@@ -103,6 +171,10 @@ class Compiled:
         if self._constants:
             parameters = {**self._constants, **parameters}
         return tuple([parameters[name] for name in self._names])
+
+    def columns(self, rows: Sequence[Mapping[str, Any]]) -> tuple[list[Any], ...]:
+        """The columns of rows, in the order of their places in the SQL."""
+        return tuple([row[name] for row in rows] for name in self._names)
 
 
 class Statement:
@@ -123,4 +195,6 @@ class Statement:
         positional = cast(Any, type(engine.dialect))(paramstyle=dialect.paramstyle)
         compiled = self._build(dialect).compile(dialect=positional, **translation)
         constants = {name: value for name, value in compiled.params.items() if value is not None}
-        return Compiled(compiled.string, compiled.positiontup, constants)
+        # psycopg sends an array as text, which takes three times as long, unless it is told not to.
+        sql = re.sub(r"%s(?=::\w+\[\])", "%b", compiled.string)
+        return Compiled(sql, compiled.positiontup, constants)

@@ -115,7 +115,10 @@ class SqlStorageEngine(KvStorageEngine):
 
     def entry(self, key: str, value: Any) -> dict[str, Any]:
         """What :data:`UPSERT` binds to store a value."""
-        at = self.entry_key(key)
+        return self.entry_at(self.entry_key(key), value)
+
+    def entry_at(self, at: str, value: Any) -> dict[str, Any]:
+        """The same, by the primary key of the row."""
         blob = self.database.codec.encode(value, PLACE + at, self.database)
         return {"at": at, "blob": blob, "kind": class_path(type(value))}
 

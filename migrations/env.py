@@ -84,11 +84,10 @@ def connected() -> Iterator[Connection]:
     with ExitStack() as stack:
         try:
             database = stack.enter_context(Database(url(), schema=schema))
-            connection = stack.enter_context(database._connected())
+            stack.enter_context(database.transaction())
         except RepositoryError as error:
             raise CommandError(str(error)) from error
-        yield connection
-        connection.commit()
+        yield database.connection()
 
 
 def run_online() -> None:

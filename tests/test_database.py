@@ -214,7 +214,7 @@ def test_pop_is_read_committed_whatever_the_engine_is(postgres_server: URL, migr
         queue = SqlQueue(database)
         with database.transaction():
             queue.push(Message("m"))
-            (level,) = database._current().exec_driver_sql("SHOW transaction_isolation").one()  # type: ignore[union-attr]
+            (level,) = database.connection().exec_driver_sql("SHOW transaction_isolation").one()
             assert level == "read committed"
         assert queue.pop().type == "m"
 

@@ -455,7 +455,7 @@ def test_every_call_takes_the_same_statements_for_any_number_of_connections(
 
     assert costs(2) == costs(100)
     assert {name: len(found) for name, found in costs(3).items()} == {
-        **{"first": 4, "again": 4, "load": 2, "remove": 7, "delete": 5}
+        **{"first": 4, "again": 4, "load": 1, "remove": 7, "delete": 5}
     }
 
 

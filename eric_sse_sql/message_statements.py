@@ -1,0 +1,93 @@
+"""The statements over messages. Those of one message find it in the index, however deep the queue is."""
+
+from __future__ import annotations
+
+from sqlalchemy import bindparam, delete, func, insert, null, or_, select, update
+
+from eric_sse_sql.models import MessageRow
+from eric_sse_sql.statements import Construct, Dialect, Statement
+
+ROW = {"queue_id": "queue", "message_type": "kind", "message": "blob"}  # what a push binds, by column
+
+# What is given back when a message could not be read.
+WHOLE_ROW = {**ROW, "id": "id", "created_at": "created_at", "delivery_count": "deliveries"}
+
+
+def _push(sql: Dialect) -> Construct:
+    return insert(MessageRow).values({getattr(MessageRow, column): bindparam(name) for column, name in ROW.items()})
+
+
+def _push_rows(sql: Dialect) -> Construct:
+    return sql.insert_rows(MessageRow, ROW)
+
+
+def _push_to_all(sql: Dialect) -> Construct:
+    queues = sql.each("queues").add_columns(
+        bindparam("kind", type_=MessageRow.message_type.type), bindparam("blob", type_=MessageRow.message.type)
+    )
+    return insert(MessageRow).from_select([getattr(MessageRow, column) for column in ROW], queues)
+
+
+def _waiting(sql: Dialect) -> Construct:
+    """Of a queue, and nobody's yet."""
+    is_free = or_(MessageRow.leased_until.is_(None), MessageRow.leased_until <= sql.now())
+    return select(MessageRow.id).where(MessageRow.queue_id == bindparam("queue"), is_free)
+
+
+def _oldest(sql: Dialect) -> Construct:
+    # "=", not IN: with IN, Postgres may lock and delete more than one row.
+    oldest = _waiting(sql).order_by(MessageRow.id).limit(1).with_for_update(skip_locked=True)
+    return MessageRow.id == oldest.scalar_subquery()
+
+
+def _pop(sql: Dialect) -> Construct:
+    popped = (getattr(MessageRow, column) for column in WHOLE_ROW)
+    return delete(MessageRow).where(_oldest(sql)).returning(*popped)
+
+
+def _restore(sql: Dialect) -> Construct:
+    return insert(MessageRow).values(
+        {getattr(MessageRow, column): bindparam(name) for column, name in WHOLE_ROW.items()}
+    )
+
+
+def _lease(sql: Dialect) -> Construct:
+    taken = {
+        MessageRow.leased_until: sql.now("lease"),
+        MessageRow.delivery_count: MessageRow.delivery_count + 1,
+    }
+    received = MessageRow.id, MessageRow.message, MessageRow.delivery_count
+    return update(MessageRow).where(_oldest(sql)).values(taken).returning(*received)
+
+
+def _leased(sql: Dialect) -> Construct:
+    """The message of a lease, whose number no later lease has."""
+    return (MessageRow.id == bindparam("id")) & (MessageRow.delivery_count == bindparam("deliveries"))
+
+
+def _acknowledge(sql: Dialect) -> Construct:
+    return delete(MessageRow).where(_leased(sql), MessageRow.leased_until > sql.now()).returning(MessageRow.id)
+
+
+def _release(sql: Dialect) -> Construct:
+    return update(MessageRow).where(_leased(sql)).values({MessageRow.leased_until: null()})
+
+
+def _depth(sql: Dialect) -> Construct:
+    return select(func.count()).select_from(_waiting(sql).subquery())
+
+
+def _clear(sql: Dialect) -> Construct:
+    return delete(MessageRow).where(MessageRow.queue_id == bindparam("queue"))
+
+
+PUSH = Statement(_push)
+PUSH_ROWS = Statement(_push_rows)
+PUSH_TO_ALL = Statement(_push_to_all)
+POP = Statement(_pop)
+RESTORE = Statement(_restore)
+LEASE = Statement(_lease)
+ACKNOWLEDGE = Statement(_acknowledge)
+RELEASE = Statement(_release)
+DEPTH = Statement(_depth)
+CLEAR = Statement(_clear)
