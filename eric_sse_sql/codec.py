@@ -13,22 +13,22 @@ import pickle
 import sys
 import uuid
 import zoneinfo
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextvars import ContextVar
 from enum import Enum
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any, cast
 
-import eric_sse.prefabs  # noqa: F401 - its channels are read back also where nobody else imports it
 from eric_sse.connection import Connection
 from eric_sse.entities import AbstractChannel
 from eric_sse.exception import RepositoryError
 from eric_sse.listener import MessageQueueListener
-from eric_sse.message import MessageContract
+from eric_sse.message import Message, MessageContract, SignedMessage, UniqueMessage
+from eric_sse.prefabs import SSEChannel
 from eric_sse.queues import InMemoryQueue, Queue
 
 from eric_sse_sql.contract import ObjectAsKeyValuePersistenceMixin
-from eric_sse_sql.opcodes import is_plain, is_short_and_plain
+from eric_sse_sql.opcodes import is_plain
 
 PROTOCOL = 5
 SIGNATURE_MARK = b"HMAC-SHA256:"  # no pickle of ours begins so
@@ -65,6 +65,17 @@ PLAIN_CLASSES: tuple[type, ...] = (
     fractions.Fraction,
     uuid.UUID,
     zoneinfo.ZoneInfo,
+)
+
+
+# Those of eric-sse that most blobs hold. They need not be looked for in their modules.
+ERIC_SSE_CLASSES: tuple[type, ...] = (
+    Connection,
+    Message,
+    MessageQueueListener,
+    SignedMessage,
+    SSEChannel,
+    UniqueMessage,
 )
 
 
@@ -123,7 +134,9 @@ class PickleCodec:
             if not isinstance(key, bytes) or len(key) < 16:
                 raise RepositoryError("signing_keys= takes secrets of at least 16 bytes, as bytes") from ValueError()
         self.unrestricted = unrestricted
-        self._allowed = {(each.__module__, each.__qualname__): each for each in (*PLAIN_CLASSES, *_MARKS, *allow)}
+        known = (*PLAIN_CLASSES, *ERIC_SSE_CLASSES, *_MARKS, *allow)
+        self._allowed = {(each.__module__, each.__qualname__): each for each in known}
+        self._known = frozenset(map(id, known))
         self._signing_keys = signing_keys
 
     @property
@@ -260,12 +273,13 @@ class _Pickler(pickle.Pickler):
     def __init__(self, buffer: io.BytesIO, codec: PickleCodec, reference: HeldByReference | None) -> None:
         super().__init__(buffer, PROTOCOL)
         self._codec = codec
+        self._known = codec._known
         self._held = reference
 
     def reducer_override(self, obj: Any) -> Any:
         """Called for whatever is not an exact builtin value, classes and functions included."""
         if isinstance(obj, type):
-            if not self._codec.unrestricted:
+            if id(obj) not in self._known and not self._codec.unrestricted:
                 self._codec.admit(obj)
             return NotImplemented
         if isinstance(obj, HeldByReference):
@@ -369,18 +383,13 @@ class _Unpickler(pickle.Unpickler):
 
     def __init__(self, buffer: io.BytesIO, codec: PickleCodec) -> None:
         super().__init__(buffer)
-        self._codec = codec
-
-    def find_class(self, module: str, name: str) -> Callable[..., Any]:
-        if self._codec.unrestricted:
-            found: Callable[..., Any] = super().find_class(module, name)
-            return found
-        return self._codec.find_class(module, name)
+        if not codec.unrestricted:
+            self.find_class = codec.find_class  # type: ignore[method-assign]
 
 
 def _unpickle(pickled: bytes, codec: PickleCodec, reference: HeldByReference | None) -> Any:
     """The only place that unpickles."""
-    if not codec.unrestricted and (is_short_and_plain(pickled) or is_plain(pickled)):
+    if not codec.unrestricted and is_plain(pickled):
         return pickle.loads(pickled)  # noqa: S301 - nothing in it names a class
     token = _loading.set((codec, reference))
     try:

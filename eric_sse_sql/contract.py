@@ -21,7 +21,6 @@ from eric_sse.queues import Queue
 __all__ = [
     "ChannelRepositoryInterface",
     "ConnectionRepositoryInterface",
-    "ConnectionsFactory",
     "ItemNotFound",
     "KvStorageEngine",
     "ListenerRepositoryInterface",

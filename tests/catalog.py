@@ -12,8 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from alembic.script import ScriptDirectory
 from sqlalchemy import URL, Connection, create_engine
 
+from eric_sse_sql import migrations
+
+HEAD = ScriptDirectory.from_config(migrations._config()).get_current_head()
 REPOSITORY = Path(__file__).parent.parent
 ALEMBIC = shutil.which("alembic", path=Path(sys.executable).parent)
 
@@ -115,4 +119,8 @@ def address(url: URL) -> str:
 
 
 def _one_line(sql: Any) -> Any:
-    return re.sub(r"\s+", " ", sql).strip() if isinstance(sql, str) else sql
+    return (
+        re.sub(r"\s+([,)])?", r" \1", sql).replace(" ,", ",").replace(" )", ")").strip()
+        if isinstance(sql, str)
+        else sql
+    )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from catalog import address, alembic, catalog, connected, tables, without
+from catalog import HEAD, address, alembic, catalog, connected, tables, without
 from eric_sse.exception import RepositoryError
 from sqlalchemy import URL, make_url, text
 
@@ -143,14 +143,14 @@ def test_without_the_filter_autogenerate_would_drop_our_tables(application: Any)
 def test_an_application_can_list_our_versions_in_its_own_history(application: Any) -> None:
     host = application(SHARED_HISTORY, WITH_FILTER)
     host.alembic("upgrade", "heads")
-    assert host.history() == {"application_1", "eric_sse_sql_0001"}
+    assert host.history() == {"application_1", HEAD}
     assert tables(host.url) == {"orders", "alembic_version", *OWN_TABLES} - {"eric_sse_sql_version"}
     assert "No new upgrade operations detected" in host.alembic("check")
     with Database(host.url) as database:
         database.check()
         database.upgrade()  # has nothing to do
         SqlStorageEngine(database).upsert("key", "value")
-    assert host.history() == {"application_1", "eric_sse_sql_0001"}
+    assert host.history() == {"application_1", HEAD}
     assert "eric_sse_sql_version" not in tables(host.url)
 
 
@@ -183,7 +183,7 @@ def test_the_application_adds_its_own_revisions_to_a_shared_history(application:
     script = (host.versions / "application_2_.py").read_text()
     assert "add_column" in script and "drop" not in script
     host.alembic("upgrade", "heads")
-    assert host.history() == {"application_2", "eric_sse_sql_0001"}
+    assert host.history() == {"application_2", HEAD}
 
 
 def test_a_shared_history_that_is_behind_or_ahead_is_an_error_that_says_so(
@@ -192,22 +192,22 @@ def test_a_shared_history_that_is_behind_or_ahead_is_an_error_that_says_so(
     host = application(SHARED_HISTORY, WITH_FILTER)
     host.alembic("upgrade", "heads")
     later = Path(shutil.copytree(Path(VERSIONS).parent, tmp_path / "later"))
-    revision = 'revision = "eric_sse_sql_0002"\ndown_revision = "eric_sse_sql_0001"\n'
-    (later / "versions" / "eric_sse_sql_0002_later.py").write_text(revision)
+    revision = f'revision = "eric_sse_sql_8888"\ndown_revision = "{HEAD}"\n'
+    (later / "versions" / "eric_sse_sql_8888_later.py").write_text(revision)
     config = migrations._config()
     config.set_main_option("script_location", str(later))
     with Database(host.url) as database:
         with monkeypatch.context() as patch:
             patch.setattr(migrations, "_config", lambda: config)
-            with pytest.raises(RepositoryError, match="eric_sse_sql_0001, older than this package"):
+            with pytest.raises(RepositoryError, match=f"{HEAD}, older than this package"):
                 database.check()
             with pytest.raises(RepositoryError, match="history keeps them; run its `alembic upgrade heads`"):
                 database.upgrade()
         with connected(host.url) as connection:
-            ahead = "UPDATE alembic_version SET version_num = 'eric_sse_sql_0002' WHERE version_num <> 'application_1'"
+            ahead = "UPDATE alembic_version SET version_num = 'eric_sse_sql_8888' WHERE version_num <> 'application_1'"
             connection.execute(text(ahead))
         for call in (database.check, database.upgrade):
-            with pytest.raises(RepositoryError, match="eric_sse_sql_0002, newer than this package"):
+            with pytest.raises(RepositoryError, match="eric_sse_sql_8888, newer than this package"):
                 call()
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import psycopg
 import pytest
 from alembic.script import ScriptDirectory
-from catalog import REPOSITORY, address, alembic, catalog, catalog_on, connected, tables, without
+from catalog import HEAD, REPOSITORY, address, alembic, catalog, catalog_on, connected, tables, without
 from eric_sse.exception import RepositoryError
 from sqlalchemy import URL, Engine, create_engine, event, text
 from sqlalchemy.orm import Session
@@ -24,7 +24,6 @@ from sqlalchemy.orm import Session
 from eric_sse_sql import Database, SqlStorageEngine, migrations
 from eric_sse_sql.models import TABLE_NAMES, Base, ChannelRow, ConnectionRow, KvEntry, MessageRow
 
-FIRST = "eric_sse_sql_0001"
 VERSION_TABLE = "eric_sse_sql_version"
 OURS = {*TABLE_NAMES, VERSION_TABLE}
 NOTHING = {"columns": set(), "foreign keys": set(), "indexes": set(), "views": set(), "storage": set()}
@@ -66,8 +65,8 @@ def test_the_alembic_command_upgrades_tells_and_downgrades(empty_url: URL) -> No
     assert tables(empty_url) == OURS
     with Database(empty_url) as database:
         database.check()
-    assert run("current").strip() == f"{FIRST} (head)"
-    assert f"<base> -> {FIRST} (eric_sse_sql) (head)" in run("history", "--indicate-current")
+    assert run("current").strip() == f"{HEAD} (head)"
+    assert "<base> -> eric_sse_sql_0001 (eric_sse_sql)" in run("history", "--indicate-current")
     run("downgrade", "base")
     assert tables(empty_url) == {VERSION_TABLE}
     assert run("current").strip() == ""
@@ -78,13 +77,13 @@ def test_the_url_can_be_an_argument_which_goes_before_the_environment(empty_url:
         return alembic("-x", f"url={address(empty_url)}", *arguments, ERIC_SSE_SQL_URL="sqlite:////no/such/folder.db")
 
     run("upgrade", "head")
-    assert run("current").strip() == f"{FIRST} (head)"
+    assert run("current").strip() == f"{HEAD} (head)"
     assert "CREATE TABLE kv_entries" in run("upgrade", "head", "--sql")
 
 
 def test_offline_the_command_prints_sql_that_does_the_same(empty_url: URL) -> None:
     expected = catalog(upgraded(empty_url))
-    down = alembic("downgrade", f"{FIRST}:base", "--sql", ERIC_SSE_SQL_URL=address(empty_url))
+    down = alembic("downgrade", f"{HEAD}:base", "--sql", ERIC_SSE_SQL_URL=address(empty_url))
     run_script(empty_url, down)
     assert tables(empty_url) <= {VERSION_TABLE}  # Alembic 1.20 keeps it, older ones drop it
     execute(empty_url, f"DROP TABLE IF EXISTS {VERSION_TABLE}")
@@ -174,7 +173,8 @@ def test_on_postgres_keys_are_ordered_by_bytes_and_messages_are_vacuumed_as_a_qu
     assert {at for at, (kind, collation, *_) in columns.items() if (kind, collation) == ("text", "C")} == ids
     assert columns["sse_messages", "id"] == ["bigint", None, "NO", None, "BY DEFAULT"]
     assert [at for at, (_, _, nullable, *_) in columns.items() if nullable == "YES"] == [
-        ("sse_connections", "channel_id")
+        ("sse_connections", "channel_id"),
+        ("sse_messages", "leased_until"),
     ]
     times = [rest for (_, name), rest in columns.items() if name.endswith("_at")]
     assert times == [["timestamp with time zone", None, "NO", "CURRENT_TIMESTAMP", None]] * 7
@@ -266,7 +266,7 @@ def test_upgrading_again_changes_nothing(empty_url: URL) -> None:
     assert catalog(upgraded(empty_url)) == before
     with connected(empty_url) as connection:
         assert connection.scalars(text("SELECT queue_id FROM sse_messages ORDER BY id")).all() == ["q1", "q1", "q3"]
-        assert connection.scalars(text(f"SELECT version_num FROM {VERSION_TABLE}")).all() == [FIRST]
+        assert connection.scalars(text(f"SELECT version_num FROM {VERSION_TABLE}")).all() == [HEAD]
     assert "alembic_version" not in tables(empty_url)
 
 
@@ -427,17 +427,17 @@ def test_a_check_of_older_tables_says_how_to_upgrade_them(
 ) -> None:
     shutil.copytree(REPOSITORY / "migrations", tmp_path / "migrations")
     shutil.copy(REPOSITORY / "alembic.ini", tmp_path)
-    alembic("revision", "--rev-id", "eric_sse_sql_0002", "--message", "Later tables", folder=tmp_path)
+    alembic("revision", "--rev-id", "eric_sse_sql_8888", "--message", "Later tables", folder=tmp_path)
     with Database(empty_url) as database:
         database.upgrade()
         config = migrations._config()
         config.set_main_option("script_location", str(tmp_path / "migrations"))
         monkeypatch.setattr(migrations, "_config", lambda: config)
-        with pytest.raises(RepositoryError, match=rf"{FIRST}, older than this package; call Database.upgrade\(\)"):
+        with pytest.raises(RepositoryError, match=rf"{HEAD}, older than this package; call Database.upgrade\(\)"):
             database.check()
         database.upgrade()
         database.check()
-    assert (tmp_path / "migrations" / "versions" / "eric_sse_sql_0002_later_tables.py").exists()
+    assert (tmp_path / "migrations" / "versions" / "eric_sse_sql_8888_later_tables.py").exists()
 
 
 def test_newer_tables_are_left_to_newer_packages(empty_url: URL) -> None:
