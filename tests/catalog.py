@@ -119,8 +119,4 @@ def address(url: URL) -> str:
 
 
 def _one_line(sql: Any) -> Any:
-    return (
-        re.sub(r"\s+([,)])?", r" \1", sql).replace(" ,", ",").replace(" )", ")").strip()
-        if isinstance(sql, str)
-        else sql
-    )
+    return re.sub(r" (?=[,)])", "", re.sub(r"\s+", " ", sql)).strip() if isinstance(sql, str) else sql

@@ -373,7 +373,7 @@ def test_a_database_that_can_not_be_reached_is_an_error_that_says_so(backend: st
         *(f"postgresql+asyncpg://me:{SECRET}@host/db", "sqlite+aiosqlite://", "sqlite+pysqlcipher://"),
         f"postgresql+psycopg://me:{SECRET}@host:no-port/db",
     ],
-    ids=str,
+    ids=lambda bind: bind if isinstance(bind, str) else type(bind).__name__,
 )
 def test_a_bind_that_is_no_database_of_ours_is_refused(bind: Any) -> None:
     for make in (Database, SqlStorageEngine):
