@@ -32,7 +32,7 @@ __all__ = [
 ERIC_SSE_2_0 = find_spec("eric_sse.persistence") is not None
 
 if TYPE_CHECKING or not ERIC_SSE_2_0:
-    from eric_sse.connection import ConnectionsFactory
+    from eric_sse.connection import ConnectionsFactory as ConnectionsFactory
     from eric_sse.exception import ItemNotFound
     from eric_sse.repository import KvStorage
 

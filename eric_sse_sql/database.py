@@ -128,13 +128,13 @@ class Database(HeldByReference):
             transaction of this ``Database``
         """
         self._check_open()
-        with repository_errors("the transaction can't be joined"):
-            connection = bind.connection() if isinstance(bind, (Session, scoped_session)) else bind
-            if not isinstance(connection, Connection):
-                raise RepositoryError(
-                    "join() takes a Session or a Connection; in asyncio, the one that run_sync() gives"
-                ) from TypeError(type(bind).__name__)
-        return self._transactions.joined(connection)
+        if isinstance(bind, (Session, scoped_session)):
+            return self._transactions.joined(bind.connection)
+        if not isinstance(bind, Connection):
+            raise RepositoryError(
+                "join() takes a Session or a Connection; in asyncio, the one that run_sync() gives"
+            ) from TypeError(type(bind).__name__)
+        return self._transactions.joined(lambda: bind)
 
     def in_transaction(self) -> bool:
         """Whether this thread and asyncio task are inside :meth:`transaction` or :meth:`join`."""
@@ -158,18 +158,11 @@ class Database(HeldByReference):
         return self._execute(compiled, compiled.values(parameters))
 
     def run_many(self, statement: Statement, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Run a statement that inserts rows, if there are any, as :meth:`run` does: one call of the driver.
-
-        On SQLite, outside a transaction, all rows are one.
-        """
-        if not rows:
-            return
-        compiled = self._compile(statement)
-        if self._is_postgres:
-            self._execute(compiled, compiled.columns(rows))
-            return
-        with nullcontext() if self.in_transaction() else self.transaction():
-            self._transactions.execute(compiled.sql, [compiled.values(row) for row in rows])
+        """Run a statement that inserts rows, if there are any, in the open transaction: one call of the driver."""
+        if rows:
+            compiled = self._compile(statement)
+            values = compiled.columns(rows) if self._is_postgres else [compiled.values(row) for row in rows]
+            self.connection().exec_driver_sql(compiled.sql, cast(Any, values))
 
     def _execute(self, compiled: Compiled, values: tuple[Any, ...]) -> Sequence[Row]:
         result = self._transactions.execute(compiled.sql, values)

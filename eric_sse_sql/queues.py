@@ -92,7 +92,7 @@ class SqlQueue(PersistableQueue):
         :raises RepositoryError: when one of them can't be stored, or could not be read back
         """
         rows = [self._row(message) for message in messages]
-        with repository_errors("the messages can't be pushed"):
+        with repository_errors("the messages can't be pushed"), self._database.transaction():
             self._database.run_many(sql.PUSH_ROWS, rows)
 
     def pop(self) -> MessageContract:
@@ -288,7 +288,8 @@ def _push_to_all(database: Database, queues: Sequence[SqlQueue], message: Messag
     with repository_errors("the message can't be broadcast"):
         if codec.signs:
             rows = [{"queue": queue.id, "kind": kind, "blob": codec.sealed(pickled, queue._place)} for queue in queues]
-            database.run_many(sql.PUSH_ROWS, rows)
+            with database.transaction():
+                database.run_many(sql.PUSH_ROWS, rows)
         else:
             ids = database.dialect.list_value([queue.id for queue in queues])
             database.run(sql.PUSH_TO_ALL, queues=ids, kind=kind, blob=codec.sealed(pickled, queues[0]._place))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from types import MappingProxyType
 from typing import Any, NamedTuple, cast
@@ -21,7 +21,7 @@ from eric_sse_sql.errors import repository_errors
 class _Open(NamedTuple):
     """A transaction that is open."""
 
-    connection: Connection
+    connect: Callable[[], Connection]  # gives its connection
     owner: object  # the thread and task that are in it
     needs_shield: bool  # whether a statement that fails would spoil it, though it is the application's
 
@@ -54,7 +54,7 @@ class Transactions:
     def current(self) -> Connection | None:
         """The connection of the transaction that this thread and task are in."""
         current = self._current()
-        return current.connection if current else None
+        return current.connect() if current else None
 
     def execute(self, sql: str, values: Any) -> CursorResult[Any] | None:
         """Run a statement in the transaction that is open, if one is.
@@ -64,33 +64,36 @@ class Transactions:
         current = self._current()
         if current is None:
             return None
-        if not current.needs_shield:
-            return current.connection.exec_driver_sql(sql, values)
-        with _savepoint(current.connection):
-            return current.connection.exec_driver_sql(sql, values)
+        connection = current.connect()
+        with _savepoint(connection) if current.needs_shield else nullcontext():
+            return connection.exec_driver_sql(sql, values)
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """All inside is one transaction, or, inside another one, a savepoint. An exception rolls it back."""
         current = self._current()
         if current is not None:
-            with _savepoint(current.connection), self._opened(current.connection):
+            connection = current.connect()
+            with _savepoint(connection), self._opened(lambda: connection):
                 yield
             return
         with self.begun() as connection:
-            with self._opened(connection):
+            with self._opened(lambda: connection):
                 yield
             with repository_errors("the transaction can't be committed"):
                 self.commit(connection)
 
     @contextmanager
-    def joined(self, connection: Connection) -> Iterator[None]:
-        """All inside is part of the transaction of a connection, which whoever owns it ends."""
+    def joined(self, connect: Callable[[], Connection]) -> Iterator[None]:
+        """All inside is part of a transaction that whoever owns it ends.
+
+        :param connect: gives its connection; it is asked for each statement, as a session may have set a savepoint
+        """
+        begun = connect if self._is_postgres else lambda: _begun(connect())
         with repository_errors("the transaction can't be joined"):
-            self._check_joinable(connection)
-            if not self._is_postgres:
-                _begin_sqlite(connection)
-        with self._opened(connection, needs_shield=self._is_postgres):
+            self._check_joinable(connect())
+            begun()
+        with self._opened(begun, needs_shield=self._is_postgres):
             yield
 
     @contextmanager
@@ -101,13 +104,14 @@ class Transactions:
         try:
             yield connection
         finally:
-            if not (self._is_postgres or connection.invalidated):
-                driver = _sqlite_driver(connection)
-                if driver.in_transaction:  # SQLAlchemy may be told to roll nothing back that is in autocommit
-                    driver.rollback()
-                if _is_ours(driver):
-                    driver.execute("ROLLBACK")
-            connection.close()
+            try:
+                if not connection.invalidated:
+                    _roll_back(connection)
+            except BaseException:
+                connection.invalidate()
+                raise
+            finally:
+                connection.close()
 
     def commit(self, connection: Connection) -> None:
         """Commit a transaction that :meth:`begun` has begun."""
@@ -127,8 +131,8 @@ class Transactions:
         return opened if opened is not None and opened.owner == _whose() else None
 
     @contextmanager
-    def _opened(self, connection: Connection, needs_shield: bool = False) -> Iterator[None]:
-        token = _open.set({**_open.get(), self: _Open(connection, _whose(), needs_shield)})
+    def _opened(self, connect: Callable[[], Connection], needs_shield: bool = False) -> Iterator[None]:
+        token = _open.set({**_open.get(), self: _Open(connect, _whose(), needs_shield)})
         try:
             yield
         finally:
@@ -173,11 +177,25 @@ class Transactions:
 _JOINABLE = {("postgresql", "psycopg"), ("sqlite", "pysqlite"), ("sqlite", "aiosqlite")}
 
 
-def _begin_sqlite(connection: Connection) -> None:
+def _begun(connection: Connection) -> Connection:
     """Begin what SQLAlchemy says is begun: the driver of SQLite waits for a statement that writes, and takes a
     savepoint for a transaction of its own."""
     if not cast(Any, connection.connection.driver_connection).in_transaction:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
+    return connection
+
+
+def _roll_back(connection: Connection) -> None:
+    """End, on the driver, what is still open: SQLAlchemy rolls nothing back whose commit an event listener has stopped,
+    and may be told to roll nothing back that is in autocommit."""
+    driver: Any = connection.connection.driver_connection
+    if connection.dialect.name == "postgresql":
+        if driver.info.transaction_status.name != "IDLE":
+            driver.rollback()
+    elif driver.in_transaction:
+        driver.rollback()
+        if _is_ours(driver):
+            driver.execute("ROLLBACK")
 
 
 def _sqlite_driver(connection: Connection) -> sqlite3.Connection:

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import signal
 import threading
+import time
 from collections.abc import Callable
+from datetime import timedelta
 
 import pytest
 from conftest import Statements, table_counts
 from eric_sse.exception import NoMessagesException, RepositoryError
+from eric_sse.listener import MessageQueueListener
 from eric_sse.message import Message, SignedMessage, UniqueMessage
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 from sqlalchemy import text
 
-from eric_sse_sql import Database, SqlQueue
+from eric_sse_sql import (
+    BlockingSqlQueue,
+    ConnectionRepository,
+    Database,
+    QueueRepository,
+    SqlConnectionsFactory,
+    SqlQueue,
+    SqlStorageEngine,
+)
+from eric_sse_sql.contract import make_connection
 
 Record = Callable[[Database], Statements]
 
@@ -119,6 +132,235 @@ def test_numbers_of_messages_are_never_used_again(database: Database) -> None:
             numbers.append(connection.scalar(text("SELECT max(id) FROM sse_messages")))
         queue.pop()
     assert numbers == sorted(set(numbers))
+
+
+# Many messages at once
+
+
+def test_many_messages_are_pushed_in_their_order_by_one_statement(database: Database, statements: Record) -> None:
+    queue, seen = SqlQueue(database), statements(database)
+    queue.push(Message("n", 0))
+    queue.push_many(Message("n", n) for n in range(1, 1_000))
+    assert len(seen) == 2
+    queue.push_many([])
+    assert len(seen) == 2
+    assert drain(queue) == list(range(1_000))
+
+
+def test_of_many_messages_none_is_pushed_when_one_can_not_be(database: Database) -> None:
+    queue = SqlQueue(database)
+    with pytest.raises(RepositoryError, match="can't be stored"):
+        queue.push_many([Message("n", 1), Message("n", lambda: None)])  # type: ignore[arg-type]
+    assert len(queue) == 0
+
+
+def test_a_queue_is_as_long_as_it_has_messages_and_true_without_any(database: Database, statements: Record) -> None:
+    queue, other = SqlQueue(database), SqlQueue(database)
+    queue.push_many(Message("n", n) for n in range(3))
+    other.push(Message("n"))
+    seen = statements(database)
+    assert len(queue) == 3 and len(seen) == 1
+    queue.clear()
+    assert len(seen) == 2
+    assert (len(queue), len(other)) == (0, 1)
+    seen.clear()
+    assert queue and other
+    assert not seen
+
+
+# At least once
+
+
+def test_a_received_message_is_gone_when_the_block_ends(database: Database, statements: Record) -> None:
+    queue = SqlQueue(database)
+    queue.push(Message("order", 7))
+    seen = statements(database)
+    with queue.receive() as delivery:
+        assert (delivery.type, delivery.payload, delivery.delivery_count) == ("order", 7, 1)
+        assert type(delivery.message) is Message
+    assert len(seen) == 2
+    with pytest.raises(NoMessagesException), queue.receive():
+        pass
+    assert table_counts(database)["sse_messages"] == 0
+
+
+def test_a_leased_message_is_nobody_else_s(database: Database) -> None:
+    queue = SqlQueue(database)
+    queue.push_many(Message("n", n) for n in range(3))
+    with queue.receive() as first, queue.receive() as second:
+        assert (first.payload, second.payload, len(queue)) == (0, 1, 1)
+        assert queue.pop().payload == 2
+        with pytest.raises(NoMessagesException):
+            queue.pop()
+
+
+def test_a_message_whose_block_raises_is_back_at_its_place(database: Database) -> None:
+    queue = SqlQueue(database)
+    queue.push_many(Message("n", n) for n in range(3))
+    for error in (KeyError, KeyboardInterrupt):
+        with pytest.raises(error), queue.receive():
+            raise error
+    with queue.receive() as delivery:
+        assert (delivery.payload, delivery.delivery_count) == (0, 3)
+    assert drain(queue) == [1, 2]
+
+
+def test_a_lease_that_has_expired_can_not_acknowledge(database: Database) -> None:
+    queue = SqlQueue(database)
+    queue.push(Message("n", 7))
+    with pytest.raises(RepositoryError, match=r"the lease of 0.01 seconds had expired .* longer lease"):  # noqa: SIM117
+        with queue.receive(lease=0.01):
+            time.sleep(0.05)
+            with queue.receive() as other:
+                assert (other.payload, other.delivery_count) == (7, 2)
+                time.sleep(0.05)
+    assert len(queue) == 0
+
+
+def test_a_message_of_a_dead_consumer_comes_back_when_its_lease_has_expired(database: Database) -> None:
+    queue = SqlQueue(database)
+    queue.push_many([Message("n", 0), Message("n", 1)])
+    queue._lease(0.2)  # and no more: its process has died
+    assert queue.pop().payload == 1
+    waited = BlockingSqlQueue(database, queue.id).receive(timeout=30)
+    with waited as delivery:
+        assert (delivery.payload, delivery.delivery_count) == (0, 2)
+
+
+def test_a_received_message_that_can_not_be_read_stays_at_its_place(database: Database) -> None:
+    queue = SqlQueue(database)
+    queue.push_many([Message("n", 0), Message("n", 1)])
+    with database.engine.begin() as connection:
+        good = connection.scalar(text("SELECT message FROM sse_messages ORDER BY id LIMIT 1"))
+        damage = text("UPDATE sse_messages SET message = :blob WHERE id = (SELECT min(id) FROM sse_messages)")
+        connection.execute(damage, {"blob": b"damaged"})
+    with pytest.raises(RepositoryError, match="damaged"), queue.receive():
+        pass
+    with database.engine.begin() as connection:
+        connection.execute(damage, {"blob": good})
+    assert drain(queue) == [0, 1]
+
+
+@pytest.mark.parametrize("lease", [0, -1, float("nan")])
+def test_a_lease_takes_time(database: Database, lease: float) -> None:
+    queue = SqlQueue(database)
+    queue.push(Message("n"))
+    with pytest.raises(RepositoryError, match="longer than 0 seconds"), queue.receive(lease=lease):
+        pass
+    assert len(queue) == 1
+
+
+def test_in_a_transaction_that_is_rolled_back_a_message_is_not_acknowledged(database: Database) -> None:
+    queue = SqlQueue(database)
+    queue.push(Message("n", 7))
+    with pytest.raises(KeyError), database.transaction():
+        with queue.receive() as delivery:
+            assert delivery.payload == 7
+        raise KeyError
+    with queue.receive() as delivery:
+        assert delivery.delivery_count == 1
+
+
+def test_people_see_how_many_messages_are_leased(database: Database) -> None:
+    queue = SqlQueue(database, "q")
+    queue.push_many(Message("n", n) for n in range(3))
+    with queue.receive(), database.engine.connect() as connection:
+        row = connection.execute(text("SELECT queue_id, depth, leased FROM sse_queue_overview")).one()
+    assert tuple(row) == ("q", 3, 1)
+
+
+# Blocking
+
+
+def test_a_blocking_queue_gives_at_once_what_it_has(database: Database) -> None:
+    queue = BlockingSqlQueue(database)
+    queue.push_many([Message("n", 0), Message("n", 1)])
+    assert queue.pop().payload == 0
+    with queue.receive() as delivery:
+        assert delivery.payload == 1
+
+
+def test_a_blocking_queue_waits_for_a_message(database: Database) -> None:
+    queue = BlockingSqlQueue(database)
+    timer = threading.Timer(0.05, lambda: SqlQueue(database, queue.id).push(Message("n", 7)))
+    timer.start()
+    assert queue.pop().payload == 7
+    timer.join()
+
+
+def test_a_blocking_queue_gives_up_in_time(database: Database) -> None:
+    queue = BlockingSqlQueue(database)
+    for timeout in (0, 0.02, -1):
+        with pytest.raises(NoMessagesException):
+            queue.pop(timeout=timeout)
+        with pytest.raises(NoMessagesException), queue.receive(timeout=timeout):
+            pass
+
+
+def test_closing_the_database_ends_the_wait(database: Database) -> None:
+    caught: list[Exception] = []
+
+    def wait() -> None:
+        try:
+            BlockingSqlQueue(other, "q").pop()
+        except Exception as error:
+            caught.append(error)
+
+    other = Database(database.engine)  # which closing leaves open
+    thread = threading.Thread(target=wait)
+    thread.start()
+    time.sleep(0.05)
+    other.close()
+    thread.join(30)
+    (error,) = caught
+    assert isinstance(error, RepositoryError) and "closed" in str(error)
+
+
+def test_an_interrupt_ends_the_wait(database: Database) -> None:
+    queue = BlockingSqlQueue(database)
+    timer = threading.Timer(0.1, lambda: signal.raise_signal(signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        queue.pop()
+    timer.join()
+
+
+# Connections
+
+
+@pytest.mark.parametrize("queue_class", [SqlQueue, BlockingSqlQueue])
+def test_a_factory_connects_listeners_to_queues_of_its_class(database: Database, queue_class: type[SqlQueue]) -> None:
+    factory, listener = SqlConnectionsFactory(database, queue_class), MessageQueueListener()
+    one, other = factory.create(listener), factory.create()
+    assert one.listener is listener and other.listener.id != listener.id
+    assert type(one.queue) is type(other.queue) is queue_class
+    assert len({one.id, other.id}) == len({one.queue.id, other.queue.id}) == 2
+
+
+# Housekeeping
+
+
+def test_pruning_takes_old_messages_that_nobody_owns(database: Database, statements: Record) -> None:
+    storage = SqlStorageEngine(database)
+    connected, stored, orphan = (SqlQueue(database) for _ in range(3))
+    ConnectionRepository(storage).persist(make_connection(MessageQueueListener(), connected, "c"))
+    QueueRepository(storage).persist(stored)
+    for queue in (connected, stored, orphan):
+        queue.push(Message("old"))
+    age = {"sqlite": "datetime('now', '-2 hours')", "postgresql": "now() - interval '2 hours'"}
+    with database.engine.begin() as connection:
+        connection.execute(text(f"UPDATE sse_messages SET created_at = {age[database.engine.dialect.name]}"))
+    orphan.push(Message("new"))
+    seen = statements(database)
+    assert database.prune(older_than=timedelta(hours=3)) == 0
+    assert database.prune(older_than=timedelta(hours=1)) == 1
+    assert len(seen) == 2
+    assert [len(connected), len(stored), drain(orphan)] == [1, 1, [None]]
+    orphan.push(Message("new"))
+    assert database.prune(older_than=timedelta(days=-1)) == 1
+
+
+# Together
 
 
 def test_threads_share_a_queue_and_no_message_is_lost_or_doubled(database: Database) -> None:
