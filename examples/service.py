@@ -2,10 +2,10 @@
 
 An example: it has NO authentication. Whoever reaches it reads, writes and deletes every channel; keep it on 127.0.0.1.
 
-Two workers, in this folder, on a SQLite file or a Postgres database:
+Two workers, in this folder, on a SQLite file or a Postgres database (`--workers 2` gives them one port):
 
-    pip install eric_sse_sql starlette sse-starlette uvicorn
-    export ERIC_SSE_SQL_URL=sqlite:////tmp/service.db      # or postgresql://user@host/name
+    pip install "eric_sse_sql[postgres]" starlette sse-starlette uvicorn
+    export ERIC_SSE_SQL_URL=sqlite:////tmp/service.db  # or postgresql://user@host/name
     uvicorn service:app --port 8001 &
     uvicorn service:app --port 8002 &
 
