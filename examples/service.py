@@ -29,6 +29,7 @@ database fails.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
@@ -50,7 +51,7 @@ from starlette.routing import Route
 
 from eric_sse_sql import Database, SqlSSEChannel, SqlSSEChannelRepository
 
-STREAM_DELAY_SECONDS = 0.05
+STREAM_DELAY_SECONDS, ERROR_PAUSE_SECONDS = 0.05, 0.5
 RETRY_MILLISECONDS = 1_000  # after which a browser that lost its stream comes back
 IDENTIFIER = re.compile(r"[A-Za-z0-9._~-]{1,64}")  # what a URL takes as it is
 MAX_BODY_BYTES, MAX_TYPE_CHARACTERS = 1 << 20, 64
@@ -156,6 +157,8 @@ async def events(channel: SqlSSEChannel, listener: MessageQueueListener) -> Asyn
         async with aclosing(channel.message_stream(listener)) as messages:
             async for event in messages:
                 yield {**event, "data": json.dumps(event["data"], default=str)}
+                if event["event"] == "error":  # the database fails, and eric-sse would ask again at once, for ever
+                    await asyncio.sleep(ERROR_PAUSE_SECONDS)
     finally:
         listener.stop()
         logger.info("The stream of listener %s has ended", listener.id)

@@ -281,21 +281,25 @@ def test_what_is_unknown_or_malformed_is_refused_and_the_answer_says_why(start: 
     assert not any("Traceback" in line for line in worker.log)
 
 
-def test_a_worker_makes_the_tables_and_answers_503_while_the_database_fails(
+def test_a_worker_makes_the_tables_and_goes_on_after_they_have_failed(
     new_worker: Callable[[URL], Worker], empty_url: URL
 ) -> None:
-    worker = new_worker(empty_url)
+    worker, engine = new_worker(empty_url), create_engine(empty_url)
     worker.ask("PUT", "/create", channel_id="news")
-    engine = create_engine(
-        empty_url.set(drivername="postgresql+psycopg") if "postgres" in str(empty_url) else empty_url
-    )
-    with engine.begin() as connection:
-        connection.execute(text("ALTER TABLE sse_channels RENAME TO elsewhere"))
-    failed = 503, "the database failed; try again later"
-    assert worker.refusal("GET", "/channels") == failed
-    assert worker.refusal("PUT", "/create", channel_id="sports") == failed
-    worker.logged("RepositoryError: .* tables are missing")  # for the operator alone
-    with engine.begin() as connection:
-        connection.execute(text("ALTER TABLE elsewhere RENAME TO sse_channels"))
+    listener, unread = worker.subscribe("news"), worker.subscribe("news")
+    with worker.stream(listener) as stream:
+        with worker.stream(unread), engine.begin() as connection:
+            for table in ("sse_channels", "sse_messages"):
+                connection.execute(text(f"ALTER TABLE {table} RENAME TO {table}_elsewhere"))
+        assert next(stream) == ("error", None)
+        failed = 503, "the database failed; try again later"
+        assert worker.refusal("GET", "/channels") == failed
+        assert worker.refusal("PUT", "/create", channel_id="sports") == failed
+        worker.logged("RepositoryError: .* tables are missing")  # for the operator alone
+        with engine.begin() as connection:
+            for table in ("sse_channels", "sse_messages"):
+                connection.execute(text(f"ALTER TABLE {table}_elsewhere RENAME TO {table}"))
+        assert worker.ask("GET", "/channels") == ["news"]
+        worker.dispatch(listener, "letter", "all is well")
+        assert next(event for event in stream if event[0] != "error") == ("letter", "all is well")
     engine.dispose()
-    assert worker.ask("GET", "/channels") == ["news"]
