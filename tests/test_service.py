@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -139,16 +139,16 @@ def until_end(stream: Iterator[Event]) -> list[Event]:
 def new_worker() -> Iterator[Callable[[URL], Worker]]:
     """Starts workers. They end with the test."""
     workers: list[Worker] = []
+    with ExitStack() as ending:
 
-    def start(url: URL) -> Worker:
-        workers.append(Worker(url))
-        return workers[-1]
+        def start(url: URL) -> Worker:
+            workers.append(Worker(url))
+            ending.callback(workers[-1].end)
+            return workers[-1]
 
-    yield start
-    for worker in workers:
-        worker.process.terminate()
-    for worker in workers:
-        worker.end()
+        yield start
+        for worker in workers:
+            worker.process.terminate()
 
 
 @pytest.fixture
