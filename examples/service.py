@@ -1,0 +1,236 @@
+"""Server-sent events over HTTP, from any number of worker processes on one database.
+
+An example: it has NO authentication. Whoever reaches it reads, writes and deletes every channel; keep it on 127.0.0.1.
+
+Two workers, in this folder, on a SQLite file or a Postgres database (`--workers 2` gives them one port):
+
+    pip install "eric_sse_sql[postgres]" starlette sse-starlette uvicorn
+    export ERIC_SSE_SQL_URL=sqlite:////tmp/service.db  # or postgresql://user@host/name
+    uvicorn service:app --port 8001 &
+    uvicorn service:app --port 8002 &
+
+What one of them is asked, the other one knows:
+
+    curl -X PUT '127.0.0.1:8001/create?channel_id=news'
+    LISTENER=$(curl -s -X POST '127.0.0.1:8001/subscribe?channel_id=news' | cut -d '"' -f 4)
+    curl -N "127.0.0.1:8002/stream/news/$LISTENER" &
+    curl "127.0.0.1:8001/dispatch?channel_id=news&listener_id=$LISTENER" -d '{"type": "letter", "payload": "hello"}'
+    curl '127.0.0.1:8002/broadcast?channel_id=news' -d '{"type": "weather", "payload": {"celsius": 21}}'
+    curl '127.0.0.1:8002/'
+    curl -X DELETE "127.0.0.1:8001/listener/news/$LISTENER"
+    curl -X DELETE '127.0.0.1:8002/channel/news'
+
+Messages wait in the database while nobody streams them, whatever happens to the workers. One that is on its way to a
+client when the client or the worker goes away is lost: delivery is at most once.
+
+Answers are JSON, errors too: 404 for an unknown channel, 400 for an unknown listener and for bad input, 503 when the
+database fails.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import re
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from typing import Any
+
+from eric_sse.exception import InvalidListenerException, ItemNotFound, RepositoryError
+from eric_sse.listener import MessageQueueListener
+from eric_sse.message import Message
+from sse_starlette.sse import EventSourceResponse
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from eric_sse_sql import Database, SqlSSEChannel, SqlSSEChannelRepository
+
+STREAM_DELAY_SECONDS, ERROR_PAUSE_SECONDS = 0.05, 0.5
+RETRY_MILLISECONDS = 1_000  # after which a browser that lost its stream comes back
+IDENTIFIER = re.compile(r"[A-Za-z0-9._~-]{1,64}")  # what a URL takes as it is
+MAX_BODY_BYTES, MAX_TYPE_CHARACTERS = 1 << 20, 64
+
+logger = logging.getLogger("uvicorn.error")  # the one that uvicorn shows
+# All that a worker keeps. It loads a channel for each request, since another worker may have changed it.
+database = Database(os.environ["ERIC_SSE_SQL_URL"])
+repository = SqlSSEChannelRepository(database)
+
+
+@asynccontextmanager
+async def lifespan(_: Starlette) -> AsyncIterator[None]:
+    await run_in_threadpool(database.upgrade)
+    yield
+    database.close()
+
+
+# Input
+
+
+def identifier(request: Request, name: str) -> str:
+    """A parameter of the path or the query."""
+    value = request.path_params.get(name) or request.query_params.get(name, "")
+    if not IDENTIFIER.fullmatch(value):
+        raise HTTPException(400, f"{name} must be 1 to 64 letters and digits of ASCII, or any of . _ ~ -")
+    return value
+
+
+def channel_of(request: Request) -> SqlSSEChannel:
+    """The channel that a request names, as it is now."""
+    return repository.load_one(identifier(request, "channel_id"))
+
+
+async def message_of(request: Request) -> Message:
+    """The message in the body of a request."""
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_BODY_BYTES:
+            raise HTTPException(400, f"the body must be at most {MAX_BODY_BYTES} bytes")
+    try:
+        content = json.loads(body, parse_constant=refuse)
+    except (ValueError, RecursionError) as error:
+        raise HTTPException(400, "the body must be JSON") from error
+    if not isinstance(content, dict) or not {"type"} <= content.keys() <= {"type", "payload"}:
+        raise HTTPException(400, 'the body must be {"type": ..., "payload": ...}; the payload may be left out')
+    kind = content["type"]
+    if not isinstance(kind, str) or not kind.isprintable() or not 0 < len(kind) <= MAX_TYPE_CHARACTERS:
+        raise HTTPException(400, f"the type must be a string of 1 to {MAX_TYPE_CHARACTERS} printable characters")
+    return Message(kind, content.get("payload"))
+
+
+def refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
+
+
+# Endpoints: plain functions, which Starlette runs in threads, since the database blocks; coroutines read a body first.
+
+
+def create(request: Request) -> Response:
+    """Make a channel. One that is there stays as it is, with its listeners."""
+    data: dict[str, Any] = {
+        "stream_delay_seconds": STREAM_DELAY_SECONDS,
+        "retry_timeout_milliseconds": RETRY_MILLISECONDS,
+    }
+    if "channel_id" in request.query_params:
+        data["channel_id"] = identifier(request, "channel_id")
+    channel = repository.create(data)
+    repository.persist(channel)
+    return JSONResponse({"channel_id": channel.id})
+
+
+def subscribe(request: Request) -> Response:
+    channel = channel_of(request)
+    connection = repository.connections_factory.create()
+    # Not the whole channel: that would bring back the listeners that another worker is deleting.
+    repository.connections_repository.persist(channel.id, connection)
+    return JSONResponse({"listener_id": connection.listener.id})
+
+
+async def broadcast(request: Request) -> Response:
+    message = await message_of(request)
+    await run_in_threadpool(lambda: channel_of(request).broadcast(message))
+    return Response(status_code=204)
+
+
+async def dispatch(request: Request) -> Response:
+    message, listener_id = await message_of(request), identifier(request, "listener_id")
+    await run_in_threadpool(lambda: channel_of(request).dispatch(listener_id, message))
+    return Response(status_code=204)
+
+
+def stream(request: Request) -> Response:
+    channel = channel_of(request)
+    listener = channel.get_listener(identifier(request, "listener_id"))
+    listener.start()
+    return EventSourceResponse(events(channel, listener))
+
+
+async def events(channel: SqlSSEChannel, listener: MessageQueueListener) -> AsyncIterator[dict[str, Any]]:
+    """The events of a listener, their data in JSON, until its client goes away."""
+    try:
+        async with aclosing(channel.message_stream(listener)) as messages:
+            async for event in messages:
+                yield {**event, "data": json.dumps(event["data"], default=str)}
+                if event["event"] == "error":  # the database fails, and eric-sse would ask again at once, for ever
+                    await asyncio.sleep(ERROR_PAUSE_SECONDS)
+    finally:
+        listener.stop()
+        logger.info("The stream of listener %s has ended", listener.id)
+
+
+def delete_listener(request: Request) -> Response:
+    channel, listener_id = channel_of(request), identifier(request, "listener_id")
+    for connection in channel.get_connections():
+        if connection.listener.id == listener_id:
+            repository.connections_repository.delete(channel.id, connection.id)
+            return Response(status_code=204)
+    raise InvalidListenerException(listener_id)
+
+
+def delete_channel(request: Request) -> Response:
+    repository.delete(channel_of(request).id)
+    return Response(status_code=204)
+
+
+def channels(_: Request) -> Response:
+    return JSONResponse([channel.id for channel in repository.load_all()])
+
+
+def listeners(_: Request) -> Response:
+    """The ids of all listeners, by channel."""
+    return JSONResponse(
+        {
+            channel.id: [connection.listener.id for connection in channel.get_connections()]
+            for channel in repository.load_all()
+        }
+    )
+
+
+# Errors
+
+
+def refused(_: Request, error: HTTPException) -> Response:
+    return JSONResponse({"message": error.detail}, error.status_code, error.headers)
+
+
+def unknown_channel(_: Request, error: ItemNotFound) -> Response:
+    return JSONResponse({"message": f"there is no channel {error.key}"}, 404)
+
+
+def unknown_listener(_: Request, error: InvalidListenerException) -> Response:
+    return JSONResponse({"message": "the channel has no such listener"}, 400)
+
+
+def database_failed(_: Request, error: RepositoryError) -> Response:
+    if isinstance(error.__cause__, RecursionError):
+        return JSONResponse({"message": "the payload is nested too deeply"}, 400)
+    logger.error("%s", error, exc_info=error)  # for the operator: it may name tables and servers
+    return JSONResponse({"message": "the database failed; try again later"}, 503)
+
+
+app = Starlette(
+    lifespan=lifespan,
+    routes=[
+        Route("/create", create, methods=["PUT"]),
+        Route("/subscribe", subscribe, methods=["POST"]),
+        Route("/broadcast", broadcast, methods=["POST"]),
+        Route("/dispatch", dispatch, methods=["POST"]),
+        Route("/stream/{channel_id}/{listener_id}", stream),
+        Route("/listener/{channel_id}/{listener_id}", delete_listener, methods=["DELETE"]),
+        Route("/channel/{channel_id}", delete_channel, methods=["DELETE"]),
+        Route("/channels", channels),
+        Route("/", listeners),
+    ],
+    exception_handlers={
+        HTTPException: refused,
+        ItemNotFound: unknown_channel,
+        InvalidListenerException: unknown_listener,
+        RepositoryError: database_failed,
+    },
+)
