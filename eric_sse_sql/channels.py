@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import aclosing
 from typing import Any
 
 from eric_sse.connection import Connection, ConnectionsFactory
@@ -15,7 +16,7 @@ from eric_sse.interfaces import (
     QueueRepositoryInterface,
 )
 from eric_sse.listener import MessageQueueListener
-from eric_sse.message import MessageContract
+from eric_sse.message import Message, MessageContract
 from eric_sse.prefabs import SSEChannel
 from eric_sse.queues import Queue
 from eric_sse.repository import AbstractChannelRepository
@@ -24,8 +25,9 @@ from eric_sse_sql import relation_statements as sql
 from eric_sse_sql.contract import ItemNotFound
 from eric_sse_sql.database import Database
 from eric_sse_sql.models import checked
-from eric_sse_sql.queues import SqlConnectionsFactory, broadcast
+from eric_sse_sql.queues import BlockingSqlQueue, SqlConnectionsFactory, SqlQueue, broadcast
 from eric_sse_sql.relations import RelationsByConnection, assembled, parts_of
+from eric_sse_sql.streams import Backlog, stream
 
 
 class SqlSSEChannel(SSEChannel):
@@ -41,6 +43,35 @@ class SqlSSEChannel(SSEChannel):
         :raises RepositoryError: when the message can't be stored
         """
         broadcast(msg, [connection.queue for connection in self.get_connections()])
+
+    async def message_stream(self, listener: MessageQueueListener) -> AsyncIterator[Any]:
+        """The events of a listener's messages, until it is stopped.
+
+        While there is none, nothing is asked: the stream wakes up when any process has pushed a message. The database
+        is never asked on the event loop. A backlog is fetched up to a hundred messages at once; those that nobody has
+        asked for when the stream ends go back to their places. A process that is killed loses what it has fetched.
+
+        What goes wrong is an event of the type "error": a database that can't be reached is one, until it can be again.
+
+        :raises InvalidListenerException: when the channel has no such listener
+        """
+        self.get_listener(listener.id)
+        queue = self._get_queue(listener.id)
+        if not (isinstance(queue, SqlQueue) and type(queue).pop in (SqlQueue.pop, BlockingSqlQueue.pop)):
+            async for event in super().message_stream(listener):
+                yield event
+            return
+        events = stream(
+            Backlog(queue),
+            listener,
+            queue.database,
+            adapt=self.adapt,
+            failure=lambda error: self.adapt(Message("error")),
+            delay=lambda: self.stream_delay_seconds,
+        )
+        async with aclosing(events):
+            async for event in events:
+                yield event
 
 
 class SqlListenersRepository(ListenerRepositoryInterface):

@@ -4,29 +4,33 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, cast
-from weakref import WeakSet, finalize
+from weakref import WeakSet, finalize, ref
 
 from eric_sse.exception import RepositoryError
 from sqlalchemy import URL, Connection, CursorResult, Engine
 from sqlalchemy.orm import Session, scoped_session
 
 from eric_sse_sql import transactions
+from eric_sse_sql.announcements import Announcer, channel_of
 from eric_sse_sql.codec import HeldByReference, PickleCodec
-from eric_sse_sql.engines import are_same_database, make_engine, patience_of
+from eric_sse_sql.engines import are_same_database, is_in_memory, make_engine, patience_of
 from eric_sse_sql.errors import repository_errors
+from eric_sse_sql.gates import Gate
 from eric_sse_sql.maintenance import PRUNE
-from eric_sse_sql.statements import Compiled, Statement, dialect_of
+from eric_sse_sql.message_statements import LOOK, NOTIFY
+from eric_sse_sql.signals import Bell, FileVersion, Notifications, Polling, Signals
+from eric_sse_sql.statements import Compiled, Publication, Statement, dialect_of
 from eric_sse_sql.transactions import Transactions
+from eric_sse_sql.wakeups import Outage, Wakeups
 
 Row = Sequence[Any]
 
-_owners: WeakSet[Database] = WeakSet()
+_all: WeakSet[Database] = WeakSet()
 
 
 class Database(HeldByReference):
@@ -48,12 +52,20 @@ class Database(HeldByReference):
     :param bind: a URL, or the application's own engine, of which nothing is changed. A URL makes an engine in
         autocommit; for SQLite with write-ahead log, foreign keys on and 30 seconds of patience with other writers
     :param codec: how objects become blobs
-    :param schema: where the tables are, on Postgres; by default where the search path leads
+    :param schema: where the tables are, on Postgres; by default where the search path leads. Processes whose streams
+        and queues are to wake each other give the same
+    :param notify: whether Postgres tells other processes of a push at once. Without, they ask five times a second: for
+        proxies that give each transaction another connection, through which nobody can listen
     :raises RepositoryError: for a ``bind`` that is neither, or of another database or driver
     """
 
     def __init__(
-        self, bind: str | URL | Engine, *, codec: PickleCodec | None = None, schema: str | None = None
+        self,
+        bind: str | URL | Engine,
+        *,
+        codec: PickleCodec | None = None,
+        schema: str | None = None,
+        notify: bool = True,
     ) -> None:
         self._made_engine = not isinstance(bind, Engine)
         with repository_errors("the database can't be used"):
@@ -67,10 +79,15 @@ class Database(HeldByReference):
         self._patience = patience_of(self.engine) if self._made_engine else None
         self._transactions = Transactions(self.engine, self._patience, self._made_engine)
         self._compiled: dict[Statement, Compiled] = {}
-        self._closed = threading.Event()
-        if self._made_engine:
-            _owners.add(self)
-            finalize(self, self.engine.dispose)  # a Database that is dropped, not closed, leaves no connection behind
+        self._closed = False
+        self._channel = channel_of(schema) if self._is_postgres and notify else None
+        itself = ref(self)  # so that no thread keeps a Database that is dropped
+        self._announcer = Announcer(lambda: _notify(itself())) if self._channel else None
+        self.outage = Outage()
+        self.wakeups = Wakeups(lambda gates: _look(itself(), gates), self._signals(), self.outage)
+        _all.add(self)
+        # A Database that is dropped, not closed, leaves no connection and no thread behind.
+        finalize(self, _end, self.wakeups, self._announcer, self.engine if self._made_engine else None)
 
     # Schema
 
@@ -94,7 +111,7 @@ class Database(HeldByReference):
         """
         from eric_sse_sql import migrations  # type: ignore[attr-defined]  # package-dir puts it there
 
-        self._check_open()
+        self.check_open()
         with repository_errors("the version of the tables can't be read"), self._reading() as connection:
             migrations.check(connection, self.schema)
 
@@ -111,7 +128,7 @@ class Database(HeldByReference):
 
         :raises RepositoryError: when it can't begin, or can't commit: then nothing was written
         """
-        self._check_open()
+        self.check_open()
         return self._transactions.transaction()
 
     def join(self, bind: Session | scoped_session[Any] | Connection) -> AbstractContextManager[None]:
@@ -127,7 +144,7 @@ class Database(HeldByReference):
         :raises RepositoryError: for one that leads to another database, or is in autocommit; and inside another
             transaction of this ``Database``
         """
-        self._check_open()
+        self.check_open()
         if isinstance(bind, (Session, scoped_session)):
             return self._transactions.joined(bind.connection)
         if not isinstance(bind, Connection):
@@ -157,18 +174,18 @@ class Database(HeldByReference):
         compiled = self._compile(statement)
         return self._execute(compiled, compiled.values(parameters))
 
-    def run_many(self, statement: Statement, rows: Sequence[Mapping[str, Any]]) -> None:
+    def run_many(self, statement: Statement, rows: Sequence[Mapping[str, Any]], **others: Any) -> None:
         """Run a statement that inserts rows, if there are any, in the open transaction: one call of the driver."""
         if rows:
             compiled = self._compile(statement)
-            values = compiled.columns(rows) if self._is_postgres else [compiled.values(row) for row in rows]
+            values = compiled.columns(rows, others) if self._is_postgres else [compiled.values(row) for row in rows]
             self.connection().exec_driver_sql(compiled.sql, cast(Any, values))
 
     def _execute(self, compiled: Compiled, values: tuple[Any, ...]) -> Sequence[Row]:
         result = self._transactions.execute(compiled.sql, values)
         if result is not None:
             return _rows(result)
-        self._check_open()
+        self.check_open()
         if self._unobserved():
             return self._run_on_driver(compiled, values)
         if self._patience and compiled.writes:  # the engine itself would wait less fairly
@@ -217,6 +234,46 @@ class Database(HeldByReference):
         finally:
             pooled.close()
 
+    # Messages for whoever waits
+
+    def publish(self, publication: Publication, queue_ids: Iterable[str], **parameters: Any) -> None:
+        """Run a statement, as :meth:`run` does, that writes messages; and wake those who wait for them.
+
+        :param queue_ids: of the queues that it writes to
+        """
+        if self._notifies():
+            self.run(publication.notifying, notify_channel=self._channel, **parameters)
+        else:
+            self.run(publication.plain, **parameters)
+        self._announce(queue_ids)
+
+    def publish_many(
+        self, publication: Publication, queue_ids: Iterable[str], rows: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """Run a statement that inserts messages, as :meth:`run_many` does; and wake those who wait for them."""
+        if self._channel:
+            self.run_many(publication.notifying, rows, notify_channel=self._channel)
+        else:
+            self.run_many(publication.plain, rows)
+        self._announce(queue_ids)
+
+    def _notifies(self) -> bool:
+        """Whether a push is to notify by itself: always in a transaction, where Postgres sends one for many."""
+        return self._announcer is not None and (self.in_transaction() or self._announcer.leads())
+
+    def _announce(self, queue_ids: Iterable[str]) -> None:
+        self._transactions.after_commit(lambda: self.wakeups.announce(queue_ids))
+
+    def _signals(self) -> Callable[[Bell], Signals] | None:
+        engine, channel = self.engine, self._channel
+        if channel is not None:
+            return lambda bell: Notifications(engine, bell, channel)
+        if not self._is_postgres and not is_in_memory(engine.url):
+            return lambda bell: FileVersion(engine, bell)
+        if self._is_postgres or self._made_engine:
+            return Polling
+        return None  # SQLAlchemy gives each thread a database in memory of its own
+
     # Housekeeping
 
     def prune(self, older_than: timedelta) -> int:
@@ -238,19 +295,23 @@ class Database(HeldByReference):
 
     # Life
 
-    def wait(self, seconds: float) -> None:
-        """Let a time go by, unless the database is closed before.
-
-        :raises RepositoryError: when it is
-        """
-        self._closed.wait(seconds)
-        self._check_open()
-
     def close(self) -> None:
-        """Close the connections of an engine that was made here. What is called afterwards raises."""
-        self._closed.set()
+        """End all waiting, and close the connections of an engine that was made here. What is called afterwards
+        raises."""
+        if self._announcer is not None:
+            self._announcer.close()
+        self._closed = True
+        self.wakeups.close()
         if self._made_engine:
             self.engine.dispose()
+
+    def check_open(self) -> None:
+        """Do nothing, unless the database is closed.
+
+        :raises RepositoryError: then
+        """
+        if self._closed:
+            raise RepositoryError("this Database is closed; make another one")
 
     def __enter__(self) -> Database:
         return self
@@ -267,21 +328,45 @@ class Database(HeldByReference):
     def __repr__(self) -> str:
         return f"Database({self.engine.url!r})"  # SQLAlchemy hides the password
 
-    def _check_open(self) -> None:
-        if self._closed.is_set():
-            raise RepositoryError("this Database is closed; make another one")
-
 
 def _rows(result: CursorResult[Any]) -> Sequence[Row]:
     return result.fetchall() if result.returns_rows else ()
 
 
+def _look(database: Database | None, gates: Collection[Gate]) -> None:
+    """Open the gates of queues that hold something."""
+    if database is None:
+        return
+    by_id = {gate.queue_id: gate for gate in gates}
+    for (queue_id,) in database.run(LOOK, queues=database.dialect.list_value(list(by_id))):
+        by_id[queue_id].open()
+
+
+def _notify(database: Database | None) -> None:
+    if database is not None:
+        with repository_errors("no notification can be sent"):
+            database.run(NOTIFY, notify_channel=database._channel)
+
+
+def _end(wakeups: Wakeups, announcer: Announcer | None, engine: Engine | None) -> None:
+    if announcer is not None:
+        announcer.close()
+    wakeups.close()
+    if engine is not None:
+        engine.dispose()
+
+
 def _forget_parent() -> None:
-    """In a forked child: leave the parent's connections alone, and keep them from being closed by the collector."""
+    """In a forked child: leave the parent's connections and threads alone, and keep them from being closed by the
+    collector."""
     transactions.forget_all()
-    for database in list(_owners):
-        _inherited.append(database.engine.pool)
-        database.engine.dispose(close=False)
+    for database in list(_all):
+        if database._made_engine:
+            _inherited.append(database.engine.pool)
+            database.engine.dispose(close=False)
+        if database._announcer is not None:
+            database._announcer.renew()
+        database.wakeups.renew()
 
 
 _inherited: list[object] = []

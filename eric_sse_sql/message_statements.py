@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from sqlalchemy import bindparam, delete, func, insert, null, or_, select, update
+from sqlalchemy import Text, bindparam, delete, exists, func, insert, literal_column, null, or_, select, update
 
 from eric_sse_sql.models import MessageRow
-from eric_sse_sql.statements import Construct, Dialect, Statement
+from eric_sse_sql.statements import Construct, Dialect, Publication, Statement
 
 ROW = {"queue_id": "queue", "message_type": "kind", "message": "blob"}  # what a push binds, by column
 
@@ -30,8 +30,11 @@ def _push_to_all(sql: Dialect) -> Construct:
 
 def _waiting(sql: Dialect) -> Construct:
     """Of a queue, and nobody's yet."""
-    is_free = or_(MessageRow.leased_until.is_(None), MessageRow.leased_until <= sql.now())
-    return select(MessageRow.id).where(MessageRow.queue_id == bindparam("queue"), is_free)
+    return select(MessageRow.id).where(MessageRow.queue_id == bindparam("queue"), _is_free(sql))
+
+
+def _is_free(sql: Dialect) -> Construct:
+    return or_(MessageRow.leased_until.is_(None), MessageRow.leased_until <= sql.now())
 
 
 def _oldest(sql: Dialect) -> Construct:
@@ -45,10 +48,27 @@ def _pop(sql: Dialect) -> Construct:
     return delete(MessageRow).where(_oldest(sql)).returning(*popped)
 
 
+def _take(sql: Dialect) -> Construct:
+    """The first messages, in any order. What is taken is named first, and once: Postgres may ask a subquery again."""
+    first = _waiting(sql).order_by(MessageRow.id).limit(bindparam("count")).with_for_update(skip_locked=True)
+    taken = first.cte("taken").prefix_with("MATERIALIZED", dialect="postgresql")
+    popped = (getattr(MessageRow, column) for column in WHOLE_ROW)
+    return delete(MessageRow).where(MessageRow.id.in_(select(taken.c.id))).returning(*popped)
+
+
+def _look(sql: Dialect) -> Construct:
+    """Those of some queues that have a message which is nobody's yet."""
+    queue = sql.each("queues").subquery("queue").c[0]
+    has_one = exists().where(MessageRow.queue_id == queue, _is_free(sql))
+    return select(queue).where(has_one)
+
+
+def _notify(sql: Dialect) -> Construct:
+    return select(func.pg_notify(bindparam("notify_channel", type_=Text), literal_column("''")))
+
+
 def _restore(sql: Dialect) -> Construct:
-    return insert(MessageRow).values(
-        {getattr(MessageRow, column): bindparam(name) for column, name in WHOLE_ROW.items()}
-    )
+    return sql.insert_rows(MessageRow, WHOLE_ROW)
 
 
 def _lease(sql: Dialect) -> Construct:
@@ -81,13 +101,16 @@ def _clear(sql: Dialect) -> Construct:
     return delete(MessageRow).where(MessageRow.queue_id == bindparam("queue"))
 
 
-PUSH = Statement(_push)
-PUSH_ROWS = Statement(_push_rows)
-PUSH_TO_ALL = Statement(_push_to_all)
+PUSH = Publication.of(_push)
+PUSH_ROWS = Publication.of(_push_rows)
+PUSH_TO_ALL = Publication.of(_push_to_all)
 POP = Statement(_pop)
-RESTORE = Statement(_restore)
+TAKE = Statement(_take)
+RESTORE = Publication.of(_restore)
+LOOK = Statement(_look)
+NOTIFY = Statement(_notify)
 LEASE = Statement(_lease)
 ACKNOWLEDGE = Statement(_acknowledge)
-RELEASE = Statement(_release)
+RELEASE = Publication.of(_release)
 DEPTH = Statement(_depth)
 CLEAR = Statement(_clear)

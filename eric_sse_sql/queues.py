@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from operator import itemgetter
 from typing import Any, TypeVar
 
 from eric_sse import generate_uuid
@@ -19,10 +20,12 @@ from eric_sse_sql.codec import class_path
 from eric_sse_sql.contract import ConnectionsFactory, PersistableQueue, make_connection
 from eric_sse_sql.database import Database, Row
 from eric_sse_sql.errors import repository_errors
+from eric_sse_sql.gates import Gate
 from eric_sse_sql.models import MessageRow, checked
+from eric_sse_sql.statements import Statement
+from eric_sse_sql.wakeups import FALLBACK_SECONDS
 
 MAX_TYPE_CHARACTERS = 255
-FIRST_PAUSE, LONGEST_PAUSE = 0.005, 0.25  # seconds between two looks into an empty queue
 
 Taken = TypeVar("Taken")
 
@@ -71,6 +74,8 @@ class SqlQueue(PersistableQueue):
         super().__init__()
         self._database = database
         self._queue_id = generate_uuid() if queue_id is None else checked("a queue id", queue_id)
+        self._gate: Gate | None = None
+        self._empty_at: int | None = None  # the version of the gate at which it was found empty
 
     @property
     def id(self) -> str:
@@ -84,7 +89,7 @@ class SqlQueue(PersistableQueue):
         """
         row = self._row(message)
         with repository_errors("the message can't be pushed"):
-            self._database.run(sql.PUSH, **row)
+            self._database.publish(sql.PUSH, [self._queue_id], **row)
 
     def push_many(self, messages: Iterable[MessageContract]) -> None:
         """Add messages at the end, in their order: all or none. One statement.
@@ -93,24 +98,56 @@ class SqlQueue(PersistableQueue):
         """
         rows = [self._row(message) for message in messages]
         with repository_errors("the messages can't be pushed"), self._database.transaction():
-            self._database.run_many(sql.PUSH_ROWS, rows)
+            self._database.publish_many(sql.PUSH_ROWS, [self._queue_id], rows)
 
     def pop(self) -> MessageContract:
-        """Take the first message for good. One statement.
+        """Take the first message for good. One statement; none where the queue is known to be empty.
 
         :raises NoMessagesException: when there is none that another consumer is not taking
         :raises RepositoryError: when it can't be read; then it goes back to its place
         """
         with repository_errors("the message can't be popped"):
-            rows = self._database.run(sql.POP, queue=self._queue_id)
-            if not rows:
-                raise NoMessagesException
-            row = dict(zip(sql.WHOLE_ROW.values(), rows[0], strict=True))
+            row = self._first(sql.POP)
             try:
-                return self._decoded(row["blob"])
+                return self.decoded(row)
             except BaseException:
-                self._database.run(sql.RESTORE, **row)
+                self.give_back([row])
                 raise
+
+    def take(self, most: int) -> list[Row]:
+        """Take the first messages for good, as rows that are not read yet. One statement.
+
+        :raises RepositoryError: for any fault of the database
+        """
+        with repository_errors("the messages can't be taken"):
+            rows = self._database.run(sql.TAKE, queue=self._queue_id, count=most)
+        return sorted(rows, key=itemgetter(3))  # by their numbers
+
+    def give_back(self, rows: Iterable[Row]) -> None:
+        """Put messages that were taken, and not delivered, back to their places. One statement."""
+        given = [dict(zip(sql.WHOLE_ROW.values(), row, strict=True)) for row in rows]
+        if given:
+            with repository_errors("the messages can't be given back"), self._database.transaction():
+                self._database.publish_many(sql.RESTORE, [self._queue_id], given)
+
+    def decoded(self, row: Row) -> MessageContract:
+        """The message in a row that was taken.
+
+        :raises RepositoryError: when it can't be read
+        """
+        return self._decoded(row[2])
+
+    @property
+    def database(self) -> Database:
+        """Where the messages are."""
+        return self._database
+
+    @property
+    def gate(self) -> Gate:
+        """What this process knows of the queue."""
+        if self._gate is None:
+            self._gate = self._database.wakeups.gate(self._queue_id)
+        return self._gate
 
     @contextmanager
     def receive(self, lease: float = 30.0) -> Iterator[Delivery]:
@@ -146,12 +183,27 @@ class SqlQueue(PersistableQueue):
     def _lease(self, seconds: float) -> Row:
         if not seconds > 0:
             raise RepositoryError("a lease must be longer than 0 seconds") from ValueError(seconds)
-        value = self._database.dialect.seconds_value(seconds)
         with repository_errors("the message can't be received"):
-            rows = self._database.run(sql.LEASE, queue=self._queue_id, lease=value)
-        if not rows:
+            return self._first(sql.LEASE, lease=self._database.dialect.seconds_value(seconds))
+
+    def _first(self, statement: Statement, **parameters: Any) -> Row:
+        """The row of the first message, unless the queue is known to be empty.
+
+        That is known only where others' messages would be noticed, and what is written in a transaction is not counted.
+        """
+        database, gate, known = self._database, self.gate, self._empty_at
+        if known == gate.version and database.wakeups.are_on and not database.in_transaction():
             raise NoMessagesException
-        return rows[0]
+        version = gate.watch()
+        rows = database.run(statement, queue=self._queue_id, **parameters)
+        if rows:
+            self._empty_at = None
+            return rows[0]
+        if not database.in_transaction():
+            if known is not None:  # twice: somebody will ask again and again
+                database.wakeups.start()
+            self._empty_at = version
+        raise NoMessagesException
 
     @contextmanager
     def _delivered(self, leased: Row, lease: float) -> Iterator[Delivery]:
@@ -161,7 +213,7 @@ class SqlQueue(PersistableQueue):
             yield Delivery(self._decoded(blob), count)
         except BaseException:
             with suppress(RepositoryError), repository_errors("the message can't be given back"):
-                self._database.run(sql.RELEASE, **held)  # or else the lease expires
+                self._database.publish(sql.RELEASE, [self._queue_id], **held)  # or else the lease expires
             raise
         with repository_errors("the message can't be acknowledged"):
             if not self._database.run(sql.ACKNOWLEDGE, **held):
@@ -204,8 +256,8 @@ class SqlQueue(PersistableQueue):
 class BlockingSqlQueue(SqlQueue):
     """A :class:`SqlQueue` that waits for a message, whichever process pushes it.
 
-    It looks again and again, at ever longer intervals up to a quarter of a second. An interrupt ends the wait, and so
-    does closing the database. It can't wait inside a transaction, which would keep others from pushing.
+    A push in any process ends the wait, and so do an interrupt and closing the database. It can't wait inside a
+    transaction, which would keep others from pushing.
     """
 
     def pop(self, timeout: float | None = None) -> MessageContract:
@@ -229,8 +281,9 @@ class BlockingSqlQueue(SqlQueue):
 
     def _awaited(self, take: Callable[[], Taken], timeout: float | None) -> Taken:
         give_up = None if timeout is None else time.monotonic() + timeout
-        pause = FIRST_PAUSE
         while True:
+            self._database.check_open()
+            version = self.gate.watch()
             try:
                 return take()
             except NoMessagesException:
@@ -239,11 +292,11 @@ class BlockingSqlQueue(SqlQueue):
                         "the queue is empty, and a blocking queue can't wait inside a transaction; take messages "
                         "outside of it, or use SqlQueue"
                     ) from None
-                left = pause if give_up is None else give_up - time.monotonic()
+                left = FALLBACK_SECONDS if give_up is None else give_up - time.monotonic()
                 if left <= 0:
                     raise
-            self._database.wait(min(pause, left))
-            pause = min(2 * pause, LONGEST_PAUSE)
+            self._database.wakeups.start()
+            self.gate.wait(version, min(left, FALLBACK_SECONDS))
 
 
 class SqlConnectionsFactory(ConnectionsFactory):
@@ -289,10 +342,11 @@ def _push_to_all(database: Database, queues: Sequence[SqlQueue], message: Messag
         if codec.signs:
             rows = [{"queue": queue.id, "kind": kind, "blob": codec.sealed(pickled, queue._place)} for queue in queues]
             with database.transaction():
-                database.run_many(sql.PUSH_ROWS, rows)
+                database.publish_many(sql.PUSH_ROWS, [queue.id for queue in queues], rows)
         else:
-            ids = database.dialect.list_value([queue.id for queue in queues])
-            database.run(sql.PUSH_TO_ALL, queues=ids, kind=kind, blob=codec.sealed(pickled, queues[0]._place))
+            ids = [queue.id for queue in queues]
+            blob = codec.sealed(pickled, queues[0]._place)
+            database.publish(sql.PUSH_TO_ALL, ids, queues=database.dialect.list_value(ids), kind=kind, blob=blob)
 
 
 def _type_of(message: MessageContract) -> str:

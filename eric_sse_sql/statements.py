@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 from eric_sse.exception import RepositoryError
 from sqlalchemy import ARRAY, Engine, Float, Text, any_, bindparam, func, literal_column, select
@@ -37,6 +37,9 @@ class Dialect(Protocol):
         :param bound: the name that each column's value is bound by
         """
 
+    def notifying(self, change: Any) -> Construct:
+        """The same change, with a notification on the channel bound as ``notify_channel``: on Postgres."""
+
     def now(self, shift: str | None = None) -> Construct:
         """The clock of the database at this statement, and from there by as many seconds as are bound by a name."""
 
@@ -63,12 +66,17 @@ class _Postgres:
     @staticmethod
     def insert_rows(model: Any, bound: Mapping[str, str]) -> Any:
         columns = [getattr(model, column) for column in bound]
-        named = zip(columns, bound.values(), strict=True)
-        arrays = [bindparam(name, type_=ARRAY(type(column.type)())) for column, name in named]
+        types = [Text() if isinstance(column.type, Text) else column.type for column in columns]
+        arrays = [bindparam(name, type_=ARRAY(kind)) for kind, name in zip(types, bound.values(), strict=True)]
         rows = func.unnest(*arrays).table_valued(*bound.values(), with_ordinality="nth").render_derived()
         return postgresql.insert(model).from_select(
             columns, select(*(rows.c[name] for name in bound.values())).order_by(rows.c.nth)
         )
+
+    @staticmethod
+    def notifying(change: Any) -> Construct:
+        notified = func.pg_notify(bindparam("notify_channel", type_=Text), literal_column("''"))
+        return select(notified).add_cte(change.cte("change"))
 
     @staticmethod
     def now(shift: str | None = None) -> Construct:
@@ -99,6 +107,10 @@ class _Sqlite:
     @staticmethod
     def insert_rows(model: Any, bound: Mapping[str, str]) -> Any:
         return sqlite.insert(model).values({getattr(model, column): bindparam(name) for column, name in bound.items()})
+
+    @staticmethod
+    def notifying(change: Any) -> Construct:
+        return change
 
     @staticmethod
     def now(shift: str | None = None) -> Construct:
@@ -172,9 +184,21 @@ class Compiled:
             parameters = {**self._constants, **parameters}
         return tuple([parameters[name] for name in self._names])
 
-    def columns(self, rows: Sequence[Mapping[str, Any]]) -> tuple[list[Any], ...]:
-        """The columns of rows, in the order of their places in the SQL."""
-        return tuple([row[name] for row in rows] for name in self._names)
+    def columns(self, rows: Sequence[Mapping[str, Any]], others: Mapping[str, Any]) -> tuple[Any, ...]:
+        """The columns of rows, and other parameters, in the order of their places in the SQL."""
+        return tuple(others[name] if name in others else [row[name] for row in rows] for name in self._names)
+
+
+class Publication(NamedTuple):
+    """A statement after which somebody may be waiting for what it wrote."""
+
+    plain: Statement
+    notifying: Statement
+
+    @classmethod
+    def of(cls, build: Callable[[Dialect], Construct]) -> Publication:
+        """Both forms of a statement."""
+        return cls(Statement(build), Statement(lambda sql: sql.notifying(build(sql))))
 
 
 class Statement:

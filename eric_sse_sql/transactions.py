@@ -24,6 +24,7 @@ class _Open(NamedTuple):
     connect: Callable[[], Connection]  # gives its connection
     owner: object  # the thread and task that are in it
     needs_shield: bool  # whether a statement that fails would spoil it, though it is the application's
+    after_commit: list[Callable[[], object]] | None  # none where the application commits
 
 
 _open: ContextVar[Mapping[Transactions, _Open]] = ContextVar("eric_sse_sql_open", default=MappingProxyType({}))
@@ -74,14 +75,26 @@ class Transactions:
         current = self._current()
         if current is not None:
             connection = current.connect()
-            with _savepoint(connection), self._opened(lambda: connection):
+            with _savepoint(connection), self._opened(lambda: connection, current.after_commit):
                 yield
             return
+        after_commit: list[Callable[[], object]] = []
         with self.begun() as connection:
-            with self._opened(lambda: connection):
+            with self._opened(lambda: connection, after_commit):
                 yield
             with repository_errors("the transaction can't be committed"):
                 self.commit(connection)
+        for callback in after_commit:
+            callback()
+
+    def after_commit(self, callback: Callable[[], object]) -> None:
+        """Call something when what is done here is committed: at once, outside of a transaction. When the application
+        commits a transaction of its own, nobody learns of it here."""
+        current = self._current()
+        if current is None:
+            callback()
+        elif current.after_commit is not None:
+            current.after_commit.append(callback)
 
     @contextmanager
     def joined(self, connect: Callable[[], Connection]) -> Iterator[None]:
@@ -93,7 +106,7 @@ class Transactions:
         with repository_errors("the transaction can't be joined"):
             self._check_joinable(connect())
             begun()
-        with self._opened(begun, needs_shield=self._is_postgres):
+        with self._opened(begun, None, needs_shield=self._is_postgres):
             yield
 
     @contextmanager
@@ -131,8 +144,13 @@ class Transactions:
         return opened if opened is not None and opened.owner == _whose() else None
 
     @contextmanager
-    def _opened(self, connect: Callable[[], Connection], needs_shield: bool = False) -> Iterator[None]:
-        token = _open.set({**_open.get(), self: _Open(connect, _whose(), needs_shield)})
+    def _opened(
+        self,
+        connect: Callable[[], Connection],
+        after_commit: list[Callable[[], object]] | None,
+        needs_shield: bool = False,
+    ) -> Iterator[None]:
+        token = _open.set({**_open.get(), self: _Open(connect, _whose(), needs_shield, after_commit)})
         try:
             yield
         finally:

@@ -93,6 +93,7 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Databas
         if request.param == "sqlite-memory":
             made.upgrade()
         yield made
+        made.wakeups.close()  # whose thread may be looking
         assert made.engine.pool.checkedout() == 0, "a connection leaked"
 
 

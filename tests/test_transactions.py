@@ -443,5 +443,5 @@ def test_joining_costs_no_statement_but_the_savepoints_of_postgres(
         connection.execute(ORDER, {"number": 1})
         with database.join(connection):
             SqlQueue(database, "q").push(Message("order", 1))
-    shield = ["SAVEPOINT", "INSERT", "RELEASE"] if engine.dialect.name == "postgresql" else ["INSERT"]
+    shield = ["SAVEPOINT", "WITH", "RELEASE"] if engine.dialect.name == "postgresql" else ["INSERT"]
     assert [statement.split()[0] for statement in seen] == ["INSERT", *shield]
