@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import aclosing
-from typing import Any
+from typing import Any, cast
 
 from eric_sse.connection import Connection, ConnectionsFactory
 from eric_sse.entities import AbstractChannel
@@ -16,7 +16,7 @@ from eric_sse.interfaces import (
     QueueRepositoryInterface,
 )
 from eric_sse.listener import MessageQueueListener
-from eric_sse.message import Message, MessageContract
+from eric_sse.message import MessageContract
 from eric_sse.prefabs import SSEChannel
 from eric_sse.queues import Queue
 from eric_sse.repository import AbstractChannelRepository
@@ -27,15 +27,34 @@ from eric_sse_sql.database import Database
 from eric_sse_sql.models import checked
 from eric_sse_sql.queues import BlockingSqlQueue, SqlConnectionsFactory, SqlQueue, broadcast
 from eric_sse_sql.relations import RelationsByConnection, assembled, parts_of
-from eric_sse_sql.streams import Backlog, stream
+from eric_sse_sql.replay import Replay
+from eric_sse_sql.streams import Backlog, Supply, stream
 
 
 class SqlSSEChannel(SSEChannel):
     """A channel of server-sent events, whose broadcast is one statement however many listeners there are.
 
-    Its parameters are those of eric-sse's ``SSEChannel``. Its queues are what the connections factory makes: give it a
-    :class:`SqlConnectionsFactory`, or let :meth:`SqlSSEChannelRepository.create` do so.
+    Its queues are what the connections factory makes: give it a :class:`SqlConnectionsFactory`, or let
+    :meth:`SqlSSEChannelRepository.create` do so.
+
+    :param stream_delay_seconds: how long a stream waits after each event
+    :param retry_timeout_milliseconds: after which a browser connects again
+    :param channel_id: its own id, by default a new one
+    :param connections_factory: what makes connections for listeners
+    :param replay_seconds: how long a message that a stream has delivered is kept, so that a browser that connects again
+        gets what it has missed. With 0, it is deleted when it is delivered
     """
+
+    def __init__(
+        self,
+        stream_delay_seconds: float = 0,
+        retry_timeout_milliseconds: int = 5,
+        channel_id: str | None = None,
+        connections_factory: ConnectionsFactory | None = None,
+        replay_seconds: float = 0,
+    ) -> None:
+        super().__init__(cast(int, stream_delay_seconds), retry_timeout_milliseconds, channel_id, connections_factory)
+        self.replay_seconds = replay_seconds
 
     def broadcast(self, msg: MessageContract) -> None:
         """Add a message to the queue of each listener: for all queues in a database, to all or to none.
@@ -44,15 +63,23 @@ class SqlSSEChannel(SSEChannel):
         """
         broadcast(msg, [connection.queue for connection in self.get_connections()])
 
-    async def message_stream(self, listener: MessageQueueListener) -> AsyncIterator[Any]:
+    async def message_stream(
+        self, listener: MessageQueueListener, last_event_id: str | None = None
+    ) -> AsyncIterator[Any]:
         """The events of a listener's messages, until it is stopped.
 
         While there is none, nothing is asked: the stream wakes up when any process has pushed a message. The database
         is never asked on the event loop. A backlog is fetched up to a hundred messages at once; those that nobody has
         asked for when the stream ends go back to their places. A process that is killed loses what it has fetched.
 
+        With ``replay_seconds``, it loses none: each event has an ``id``, and a stream that is given the last one that
+        the browser has seen goes on behind it, first with what was delivered meanwhile. Where some of that is gone, an
+        event of the type "reset" stands in its place. All streams of a listener then get all its messages.
+
         What goes wrong is an event of the type "error": a database that can't be reached is one, until it can be again.
 
+        :param last_event_id: what the browser sends as ``Last-Event-ID``; without it, the stream begins with what was
+            not delivered to any
         :raises InvalidListenerException: when the channel has no such listener
         """
         self.get_listener(listener.id)
@@ -61,17 +88,15 @@ class SqlSSEChannel(SSEChannel):
             async for event in super().message_stream(listener):
                 yield event
             return
-        events = stream(
-            Backlog(queue),
-            listener,
-            queue.database,
-            adapt=self.adapt,
-            failure=lambda error: self.adapt(Message("error")),
-            delay=lambda: self.stream_delay_seconds,
-        )
+        supply: Supply = Replay(queue, self.replay_seconds, last_event_id) if self.replay_seconds else Backlog(queue)
+        events = stream(supply, listener, queue.database, adapt=self._adapted, delay=lambda: self.stream_delay_seconds)
         async with aclosing(events):
             async for event in events:
                 yield event
+
+    def _adapted(self, message: MessageContract, event_id: str | None) -> Any:
+        event = self.adapt(message)
+        return event if event_id is None else {**event, "id": event_id}
 
 
 class SqlListenersRepository(ListenerRepositoryInterface):
@@ -261,4 +286,5 @@ class SqlSSEChannelRepository(AbstractSqlChannelRepository):
             "channel_id": channel.id,
             "stream_delay_seconds": channel.stream_delay_seconds,
             "retry_timeout_milliseconds": channel.retry_timeout_milliseconds,
+            "replay_seconds": getattr(channel, "replay_seconds", 0),
         }

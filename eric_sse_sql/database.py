@@ -22,7 +22,7 @@ from eric_sse_sql.engines import are_same_database, is_in_memory, make_engine, p
 from eric_sse_sql.errors import repository_errors
 from eric_sse_sql.gates import Gate
 from eric_sse_sql.maintenance import PRUNE
-from eric_sse_sql.message_statements import LOOK, NOTIFY
+from eric_sse_sql.message_statements import LOOK, NOTIFY, POSITIONS
 from eric_sse_sql.signals import Bell, FileVersion, Notifications, Polling, Signals
 from eric_sse_sql.statements import Compiled, Publication, Statement, dialect_of
 from eric_sse_sql.transactions import Transactions
@@ -340,6 +340,11 @@ def _look(database: Database | None, gates: Collection[Gate]) -> None:
     by_id = {gate.queue_id: gate for gate in gates}
     for (queue_id,) in database.run(LOOK, queues=database.dialect.list_value(list(by_id))):
         by_id[queue_id].open()
+    kept = {gate.queue_id: gate.position for gate in gates if gate.position is not None}
+    if kept:
+        for queue_id, last in database.run(POSITIONS, queues=database.dialect.list_value(list(kept))):
+            if last > kept[queue_id]:
+                by_id[queue_id].open()
 
 
 def _notify(database: Database | None) -> None:

@@ -42,12 +42,13 @@ class Gate:
     def watch(self, position: int | None = None) -> int:
         """Ask for the next change, before one looks: whatever comes after the look then changes the version.
 
-        :param position: of delivered messages: only what is behind it is a change
+        :param position: up to which delivered messages are known, where they are kept: one behind it is a change, too
         :returns: the version until then
         """
         with self._lock:
             self.is_watched = True
-            self.position = position
+            if position is not None:
+                self.position = position
             return self.version
 
     def subscribe(self, callback: Callable[[], object]) -> None:

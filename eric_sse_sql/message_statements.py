@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import Text, bindparam, delete, exists, func, insert, literal_column, null, or_, select, update
 
-from eric_sse_sql.models import MessageRow
+from eric_sse_sql.models import MessageRow, PositionRow
 from eric_sse_sql.statements import Construct, Dialect, Publication, Statement
 
 ROW = {"queue_id": "queue", "message_type": "kind", "message": "blob"}  # what a push binds, by column
@@ -63,6 +63,11 @@ def _look(sql: Dialect) -> Construct:
     return select(queue).where(has_one)
 
 
+def _positions(sql: Dialect) -> Construct:
+    """How far some queues were delivered, of those where that is kept."""
+    return select(PositionRow.queue_id, PositionRow.last_position).where(sql.among(PositionRow.queue_id, "queues"))
+
+
 def _notify(sql: Dialect) -> Construct:
     return select(func.pg_notify(bindparam("notify_channel", type_=Text), literal_column("''")))
 
@@ -108,6 +113,7 @@ POP = Statement(_pop)
 TAKE = Statement(_take)
 RESTORE = Publication.of(_restore)
 LOOK = Statement(_look)
+POSITIONS = Statement(_positions)
 NOTIFY = Statement(_notify)
 LEASE = Statement(_lease)
 ACKNOWLEDGE = Statement(_acknowledge)

@@ -109,6 +109,27 @@ class MessageRow(Base):
     __table_args__ = (Index(None, "queue_id", "id"), {"sqlite_autoincrement": True})
 
 
+class DeliveredRow(Base):
+    """A message that was delivered, and is kept so that a stream can be taken up again."""
+
+    __tablename__ = "sse_delivered_messages"
+
+    queue_id: Mapped[str] = mapped_column(KeyText, primary_key=True)  # the queue's own id
+    position: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)  # in the queue, from 1
+    message_type: Mapped[str] = mapped_column(Text)  # the message's own type, for people
+    message: Mapped[bytes] = mapped_column(LargeBinary)  # the blob that it was in sse_messages
+    delivered_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.current_timestamp())
+
+
+class PositionRow(Base):
+    """How far a queue was delivered, also when what was delivered is gone."""
+
+    __tablename__ = "sse_delivery_positions"
+
+    queue_id: Mapped[str] = mapped_column(KeyText, primary_key=True)  # the queue's own id
+    last_position: Mapped[int] = mapped_column(BigInteger)  # of the message that was delivered last
+
+
 TABLE_NAMES = frozenset(Base.metadata.tables)
 
 

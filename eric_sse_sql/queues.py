@@ -135,7 +135,7 @@ class SqlQueue(PersistableQueue):
 
         :raises RepositoryError: when it can't be read
         """
-        return self._decoded(row[2])
+        return self.decoded_blob(row[2])
 
     @property
     def database(self) -> Database:
@@ -210,7 +210,7 @@ class SqlQueue(PersistableQueue):
         message_id, blob, count = leased
         held = {"id": message_id, "deliveries": count}
         try:
-            yield Delivery(self._decoded(blob), count)
+            yield Delivery(self.decoded_blob(blob), count)
         except BaseException:
             with suppress(RepositoryError), repository_errors("the message can't be given back"):
                 self._database.publish(sql.RELEASE, [self._queue_id], **held)  # or else the lease expires
@@ -226,7 +226,11 @@ class SqlQueue(PersistableQueue):
         blob = self._database.codec.encode(message, self._place, self._database)
         return {"queue": self._queue_id, "kind": _type_of(message), "blob": blob}
 
-    def _decoded(self, blob: bytes) -> MessageContract:
+    def decoded_blob(self, blob: bytes) -> MessageContract:
+        """The message in a blob of the queue.
+
+        :raises RepositoryError: when it can't be read
+        """
         message: MessageContract = self._database.codec.decode(blob, self._place, self._database)
         return message
 

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import LargeBinary, Text, bindparam, cast, delete, exists, null, or_, select, union_all, update
 from sqlalchemy.orm import aliased
 
-from eric_sse_sql.models import ChannelRow, ConnectionRow, KvEntry, MessageRow
+from eric_sse_sql.models import ChannelRow, ConnectionRow, DeliveredRow, KvEntry, MessageRow, PositionRow
 from eric_sse_sql.statements import Construct, Dialect, Statement, upsert, upsert_rows
 
 # Reading
@@ -152,6 +152,7 @@ SET_QUEUE_ID = Statement(_set_queue_id)
 
 # Deleting
 
+_OF_QUEUES = (MessageRow, DeliveredRow, PositionRow)  # what is a queue's own
 Scope = Callable[[Dialect], Construct]
 
 
@@ -162,10 +163,12 @@ def _deletions(scope: Scope) -> tuple[Statement, ...]:
     def outside(sql: Dialect) -> Construct:
         return other.id.not_in(select(ConnectionRow.id).where(scope(sql)))
 
-    def messages(sql: Dialect) -> Construct:
-        return delete(MessageRow).where(
-            MessageRow.queue_id.in_(select(ConnectionRow.queue_id).where(scope(sql))),
-            ~exists().where(other.queue_id == MessageRow.queue_id, outside(sql)),
+    def messages(row: Any) -> Statement:
+        return Statement(
+            lambda sql: delete(row).where(
+                row.queue_id.in_(select(ConnectionRow.queue_id).where(scope(sql))),
+                ~exists().where(other.queue_id == row.queue_id, outside(sql)),
+            )
         )
 
     def objects(sql: Dialect) -> Construct:
@@ -182,7 +185,7 @@ def _deletions(scope: Scope) -> tuple[Statement, ...]:
     def connections(sql: Dialect) -> Construct:
         return delete(ConnectionRow).where(scope(sql))
 
-    return Statement(messages), Statement(objects), Statement(connections)
+    return *map(messages, _OF_QUEUES), Statement(objects), Statement(connections)
 
 
 def _delete_channel_object(sql: Dialect) -> Construct:
@@ -199,12 +202,15 @@ def _delete_connections_of_object(sql: Dialect) -> Construct:
     return delete(ConnectionRow).where(needs_it)
 
 
-def _delete_messages_of_queue_object(sql: Dialect) -> Construct:
+def _delete_of_queue_object(row: Any) -> Statement:
     other = aliased(ConnectionRow)
-    return delete(MessageRow).where(
-        MessageRow.queue_id.in_(select(ConnectionRow.queue_id).where(ConnectionRow.queue_key == bindparam("at"))),
-        ~exists().where(other.queue_id == MessageRow.queue_id, other.queue_key != bindparam("at")),
-    )
+    queues = select(ConnectionRow.queue_id).where(ConnectionRow.queue_key == bindparam("at"))
+    shared = exists().where(other.queue_id == row.queue_id, other.queue_key != bindparam("at"))
+    return Statement(lambda sql: delete(row).where(row.queue_id.in_(queues), ~shared))
+
+
+def _delete_of_queue(row: Any) -> Statement:
+    return Statement(lambda sql: delete(row).where(row.queue_id == bindparam("queue")))
 
 
 DELETE_CONNECTION = _deletions(lambda sql: ConnectionRow.id == bindparam("connection"))
@@ -218,4 +224,5 @@ DELETE_CHANNEL = (
     Statement(_delete_channel),
 )
 DELETE_CONNECTIONS_OF_OBJECT = Statement(_delete_connections_of_object)
-DELETE_MESSAGES_OF_QUEUE_OBJECT = Statement(_delete_messages_of_queue_object)
+DELETE_OF_QUEUE_OBJECT = tuple(map(_delete_of_queue_object, _OF_QUEUES))
+DELETE_OF_QUEUE = tuple(map(_delete_of_queue, _OF_QUEUES))

@@ -20,7 +20,6 @@ from eric_sse_sql.codec import class_path
 from eric_sse_sql.contract import ItemNotFound
 from eric_sse_sql.database import Database, Row
 from eric_sse_sql.errors import repository_errors
-from eric_sse_sql.message_statements import CLEAR
 from eric_sse_sql.models import (
     CHANNELS,
     CONNECTION_LISTENERS,
@@ -130,7 +129,7 @@ class Relations:
         """Delete a queue with its messages, and the connections that need it."""
         with repository_errors("the queue can't be deleted"), self._database.transaction():
             self.queues.delete(queue_id)
-            self._database.run(CLEAR, queue=queue_id)
+            self._run_all(sql.DELETE_OF_QUEUE, queue=queue_id)
 
     # Channels
 
@@ -287,7 +286,7 @@ class RelationsByConnection(Relations):
         """Delete the queue of a connection with its messages, and the connection."""
         at = self.queues.entry_key(connection_id)
         with repository_errors("the queue can't be deleted"), self._database.transaction():
-            self._database.run(sql.DELETE_MESSAGES_OF_QUEUE_OBJECT, at=at)
+            self._run_all(sql.DELETE_OF_QUEUE_OBJECT, at=at)
             self.queues.delete(connection_id)
 
     def _hold_channel(self, channel_id: str) -> None:

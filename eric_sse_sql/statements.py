@@ -11,6 +11,7 @@ from eric_sse.exception import RepositoryError
 from sqlalchemy import ARRAY, Engine, Float, Text, any_, bindparam, func, literal_column, select
 from sqlalchemy.dialects import postgresql, sqlite
 
+ADVISORY_CLASS = 0x65726963  # any number, the same in every process
 Construct = Any  # one of SQLAlchemy's; its releases 2.0 and 2.1 give them different type parameters
 
 
@@ -39,6 +40,10 @@ class Dialect(Protocol):
 
     def notifying(self, change: Any) -> Construct:
         """The same change, with a notification on the channel bound as ``notify_channel``: on Postgres."""
+
+    def hold(self, name: str) -> Construct:
+        """A SELECT that waits until no other transaction holds the text bound by a name, and holds it until the end of
+        this one. On SQLite none can: there is one transaction at a time that writes."""
 
     def now(self, shift: str | None = None) -> Construct:
         """The clock of the database at this statement, and from there by as many seconds as are bound by a name."""
@@ -79,6 +84,11 @@ class _Postgres:
         return select(notified).add_cte(change.cte("change"))
 
     @staticmethod
+    def hold(name: str) -> Construct:
+        text = func.hashtext(bindparam(name, type_=Text))
+        return select(func.pg_advisory_xact_lock(literal_column(str(ADVISORY_CLASS)), text))
+
+    @staticmethod
     def now(shift: str | None = None) -> Construct:
         now = func.statement_timestamp()
         return now + bindparam(shift, type_=Float) * literal_column("interval '1 second'") if shift else now
@@ -111,6 +121,10 @@ class _Sqlite:
     @staticmethod
     def notifying(change: Any) -> Construct:
         return change
+
+    @staticmethod
+    def hold(name: str) -> Construct:
+        return select(bindparam(name, type_=Text))
 
     @staticmethod
     def now(shift: str | None = None) -> Construct:

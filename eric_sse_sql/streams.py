@@ -7,21 +7,56 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 from weakref import WeakKeyDictionary
 
 from eric_sse.exception import RepositoryError
 from eric_sse.listener import MessageQueueListener
-from eric_sse.message import MessageContract
+from eric_sse.message import Message, MessageContract
 
-from eric_sse_sql.database import Database
+from eric_sse_sql.database import Database, Row
 from eric_sse_sql.gates import Gate
 from eric_sse_sql.queues import SqlQueue
-from eric_sse_sql.wakeups import FALLBACK_SECONDS
+from eric_sse_sql.wakeups import FALLBACK_SECONDS, logger
 
+ERROR = "error"  # the type of the event that tells of one
 BATCH = 100  # messages fetched at once, at the most
 STOP_SECONDS = 0.1  # until a stream notices that its listener was stopped
 PAUSES = 0.1, 2.0  # seconds, the first and the longest, before the database is asked again that has failed
+
+
+class Unreadable(RepositoryError):
+    """The next message can't be read: it stays where it is."""
+
+
+class Supply(Protocol):
+    """What a stream delivers: items that are fetched from a queue."""
+
+    queue: SqlQueue
+
+    def watch(self) -> int:
+        """The version of the queue's gate, which changes when there is something to fetch."""
+
+    def fetch(self) -> bool:
+        """Fetch some more, in a thread. Whether there may be yet more."""
+
+    def next(self) -> Any | None:
+        """What was fetched and comes next."""
+
+    def decoded(self, item: Any) -> MessageContract:
+        """The message of an item."""
+
+    def is_for_listener(self, item: Any) -> bool:
+        """Whether it is a message that was dispatched."""
+
+    def event_id(self, item: Any) -> str | None:
+        """The id of its event."""
+
+    def give_back(self, *items: Any) -> None:
+        """Do without items, and all that were to follow."""
+
+    def close(self) -> None:
+        """The stream has ended, be it in the middle of a fetch."""
 
 
 class Backlog:
@@ -32,25 +67,40 @@ class Backlog:
 
     def __init__(self, queue: SqlQueue) -> None:
         self.queue = queue
-        self._rows: deque[Any] = deque()
+        self._rows: deque[Row] = deque()
         self._lock = threading.Lock()
         self._is_closed = False
 
+    def watch(self) -> int:
+        """The version of the queue's gate, which changes when there is something to fetch."""
+        return self.queue.gate.watch()
+
+    def decoded(self, row: Row) -> MessageContract:
+        """The message of a row."""
+        return self.queue.decoded(row)
+
+    def is_for_listener(self, row: Row) -> bool:
+        """Every one is."""
+        return True
+
+    def event_id(self, row: Row) -> None:
+        """There is none: what was delivered is gone."""
+
     def fetch(self) -> bool:
-        """Fetch some more, in a thread. Whether there was any: what comes when the stream has ended goes back."""
+        """Fetch some more, in a thread. Whether there may be yet more. What comes after :meth:`close` goes back."""
         rows = self.queue.take(BATCH)
         with self._lock:
             if not self._is_closed:
                 self._rows.extend(rows)
-                return bool(rows)
+                return len(rows) == BATCH
         self.queue.give_back(rows)
         return False
 
-    def next(self) -> Any | None:
+    def next(self) -> Row | None:
         """The first row that is not delivered, if there is one."""
         return self._rows.popleft() if self._rows else None
 
-    def give_back(self, *rows: Any) -> None:
+    def give_back(self, *rows: Row) -> None:
         """Put rows, and all that were to follow, back into the queue."""
         given = [*rows, *self._rows]
         self._rows.clear()
@@ -64,69 +114,72 @@ class Backlog:
 
 
 async def stream(
-    backlog: Backlog,
+    supply: Supply,
     listener: MessageQueueListener,
     database: Database,
     *,
-    adapt: Callable[[MessageContract], Any],
-    failure: Callable[[Exception | None], Any],
+    adapt: Callable[[MessageContract, str | None], Any],
     delay: Callable[[], float],
 ) -> AsyncGenerator[Any, None]:
     """The events of a queue, until its listener is stopped.
 
     An event is delivered once it is asked for: whoever stops asking has lost none. While the database can't be reached,
-    one event of failure is delivered, and the stream goes on by itself when it can be again.
+    one event of an error is delivered, and the stream goes on by itself when it can be again.
 
-    :param adapt: makes an event of a message
-    :param failure: makes one of an error
+    :param adapt: makes an event of a message and the id of the event
     :param delay: seconds between two events
     """
-    pause = PAUSES[0]
+    pause, version, is_more = PAUSES[0], 0, True
     try:
         while listener.is_running():
-            row = backlog.next()
-            if row is not None:
+            item = supply.next()
+            if item is not None:
                 try:
-                    message = backlog.queue.decoded(row)
-                except RepositoryError as error:
-                    backlog.give_back(row)
-                    yield failure(error)
+                    message = supply.decoded(item)
+                except RepositoryError:
+                    supply.give_back(item)
+                    is_more = True
+                    yield adapt(Message(ERROR), supply.event_id(item))
                     await _paused(PAUSES[1], listener)
                     continue
-                yield _delivered(message, listener, adapt, failure)
+                yield _event(message, supply, item, listener, adapt)
                 await asyncio.sleep(delay())
                 continue
-            version = backlog.queue.gate.watch()
+            if not is_more:
+                database.wakeups.start()
+                await _changed(supply.queue.gate, version, listener, database)
+            version = supply.watch()
             try:
-                found = await asyncio.to_thread(backlog.fetch)
+                is_more = await asyncio.to_thread(supply.fetch)
             except RepositoryError as error:
                 database.check_open()
-                database.outage.begins(error)
+                if not isinstance(error, Unreadable):
+                    database.outage.begins(error)
                 if pause == PAUSES[0]:
-                    yield failure(None)
+                    yield adapt(Message(ERROR), None)
                 await _paused(pause, listener)
                 pause = min(2 * pause, PAUSES[1])
                 continue
             database.outage.ends()
             pause = PAUSES[0]
-            if not found:
-                database.wakeups.start()
-                await _changed(backlog.queue.gate, version, listener, database)
     finally:
-        backlog.close()
+        supply.close()
 
 
-def _delivered(
+def _event(
     message: MessageContract,
+    supply: Supply,
+    item: Any,
     listener: MessageQueueListener,
-    adapt: Callable[[MessageContract], Any],
-    failure: Callable[[Exception | None], Any],
+    adapt: Callable[[MessageContract, str | None], Any],
 ) -> Any:
     try:
-        listener.on_message(message)
-        return adapt(message)
+        if supply.is_for_listener(item):
+            listener.on_message(message)
+        return adapt(message, supply.event_id(item))
     except Exception:
-        return failure(None)
+        logger.exception("a message can't be delivered to its listener")
+        return adapt(Message(ERROR), supply.event_id(item))
 
 
 async def _paused(seconds: float, listener: MessageQueueListener) -> None:

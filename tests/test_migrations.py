@@ -169,7 +169,7 @@ def test_on_postgres_keys_are_ordered_by_bytes_and_messages_are_vacuumed_as_a_qu
     found = catalog(migrated_postgres)
     columns = {(table, name): rest for table, name, *rest in found["columns"] if table in TABLE_NAMES}
     ids = {(table, name) for table, name in columns if name.endswith(("id", "key"))} - {("sse_messages", "id")}
-    assert len(ids) == 10
+    assert len(ids) == 12
     assert {at for at, (kind, collation, *_) in columns.items() if (kind, collation) == ("text", "C")} == ids
     assert columns["sse_messages", "id"] == ["bigint", None, "NO", None, "BY DEFAULT"]
     assert {at for at, (_, _, nullable, *_) in columns.items() if nullable == "YES"} == {
@@ -194,7 +194,7 @@ def test_on_sqlite_keys_are_ordered_by_bytes_and_no_message_id_comes_twice(tmp_p
         *(("sse_messages", column) for column in ("queue_id", "id")),
     }
     times = [rest for table, name, *rest in found["columns"] if name.endswith("_at")]
-    assert times == [["DATETIME", 1, "CURRENT_TIMESTAMP", 0]] * 7
+    assert times == [["DATETIME", 1, "CURRENT_TIMESTAMP", 0]] * 8
 
 
 def fill(url: URL) -> None:

@@ -455,7 +455,7 @@ def test_every_call_takes_the_same_statements_for_any_number_of_connections(
 
     assert costs(2) == costs(100)
     assert {name: len(found) for name, found in costs(3).items()} == {
-        **{"first": 4, "again": 4, "load": 1, "remove": 7, "delete": 5}
+        **{"first": 4, "again": 4, "load": 1, "remove": 9, "delete": 7}
     }
 
 
@@ -510,7 +510,7 @@ def test_a_persist_that_fails_at_any_statement_leaves_nothing_and_can_be_repeate
             countdown[0] = 0
             assert snapshot(database) == before
             failures += 1
-    assert failures == 7
+    assert failures == 9
     countdown[0] = 0
     assert listeners_of(channels.load_one(channel.id)) == listeners_of(channel)
 
