@@ -143,7 +143,7 @@ def test_one_consumer_sees_the_messages_of_each_of_four_producers_in_their_order
 
 # Kills
 
-KILLS, SURVIVORS, MESSAGES = 6, 2, 2_000
+KILLS, SURVIVORS, MESSAGES = 6, 2, 1_200
 
 
 @contextmanager
