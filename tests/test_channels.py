@@ -1,0 +1,423 @@
+"""The repositories of eric-sse 2.1 in a database: ids compared, nothing overwritten unseen, a constant cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+from conftest import Statements, table_counts
+
+from eric_sse_sql.contract import ERIC_SSE_2_0
+
+if ERIC_SSE_2_0:
+    pytest.skip("the repositories of eric-sse 2.1 need eric-sse 2.1", allow_module_level=True)
+
+from eric_sse.connection import Connection, InMemoryConnectionsFactory
+from eric_sse.entities import AbstractChannel
+from eric_sse.exception import (
+    InvalidConnectionException,
+    InvalidListenerException,
+    ItemNotFound,
+    NoMessagesException,
+    RepositoryError,
+)
+from eric_sse.listener import MessageQueueListener
+from eric_sse.message import Message
+from eric_sse.prefabs import SSEChannel
+from eric_sse.queues import InMemoryQueue
+from sqlalchemy import text
+
+from eric_sse_sql import (
+    BlockingSqlQueue,
+    ChannelRepository,
+    Database,
+    PickleCodec,
+    SqlConnectionsFactory,
+    SqlQueue,
+    SqlSSEChannel,
+    SqlSSEChannelRepository,
+    SqlStorageEngine,
+)
+
+Record = Callable[[Database], Statements]
+EMPTY = {"kv_entries": 0, "sse_channels": 0, "sse_connections": 0, "sse_messages": 0}
+
+
+@pytest.fixture
+def channels(database: Database) -> SqlSSEChannelRepository:
+    return SqlSSEChannelRepository(database)
+
+
+def connected(database: Database, connection_id: str) -> Connection:
+    return Connection(MessageQueueListener(), SqlQueue(database), connection_id)
+
+
+def filled(channels: SqlSSEChannelRepository, channel_id: str, number: int = 1) -> SqlSSEChannel:
+    """A new channel with listeners, persisted."""
+    channel = channels.create({"channel_id": channel_id})
+    for _ in range(number):
+        channel.add_listener()
+    channels.persist(channel)
+    return channel
+
+
+def ids(connections: Iterable[Connection]) -> set[str]:
+    return {connection.id for connection in connections}
+
+
+def ids_of(channel: AbstractChannel) -> set[str]:
+    return ids(channel.get_connections())
+
+
+def drain(queue: Any) -> list[object]:
+    payloads: list[object] = []
+    while True:
+        try:
+            payloads.append(queue.pop().payload)
+        except NoMessagesException:
+            return payloads
+
+
+# Ids
+
+
+def test_a_channel_sees_its_own_connections_alone_whatever_its_id_begins_with(
+    channels: SqlSSEChannelRepository, database: Database
+) -> None:
+    names = ("chan", "chan2", "chan:2", "ch%n", "ch_n", "CHAN", "")
+    for channel_id in names:
+        channels.persist(channels.create({"channel_id": channel_id}))
+        channels.connections_repository.persist(channel_id, connected(database, f"of {channel_id}"))
+    for channel_id in names:
+        assert ids(channels.connections_repository.load_all(channel_id)) == {f"of {channel_id}"}
+        assert ids_of(channels.load_one(channel_id)) == {f"of {channel_id}"}
+    assert ids(channels.connections_repository.load_all("cha")) == set()
+    channels.delete("chan")
+    assert {each.id: ids_of(each) for each in channels.load_all()} == {
+        channel_id: {f"of {channel_id}"} for channel_id in names[1:]
+    }
+
+
+def test_separators_in_ids_part_nothing(channels: SqlSSEChannelRepository, database: Database) -> None:
+    connections = channels.connections_repository
+    pairs = [("a", "b:c"), ("a:b", "c"), ("a/b", "d"), ("a", "b/d")]
+    for channel_id, connection_id in pairs:
+        connections.persist(channel_id, connected(database, connection_id))
+    for channel_id, connection_id in pairs:
+        assert connections.load_one(channel_id, connection_id).id == connection_id
+    for channel_id, connection_id in (("a:b", "b:c"), ("a", "c"), ("a:b:c", ""), ("a/b", "b/d")):
+        with pytest.raises(ItemNotFound):
+            connections.load_one(channel_id, connection_id)
+
+
+def test_a_connection_of_another_channel_is_not_deleted(channels: SqlSSEChannelRepository, database: Database) -> None:
+    connections = channels.connections_repository
+    connections.persist("one", connected(database, "k"))
+    before = table_counts(database)
+    connections.delete("two", "k")
+    assert table_counts(database) == before
+    assert connections.load_one("one", "k").listener.id == connections.listeners_repository.load("k").id
+
+
+def test_a_connection_is_in_the_channel_that_it_was_last_given_to(
+    channels: SqlSSEChannelRepository, database: Database
+) -> None:
+    connections, connection = channels.connections_repository, connected(database, "k")
+    for channel_id in ("one", "two"):
+        connections.persist(channel_id, connection)
+    assert (ids(connections.load_all("one")), ids(connections.load_all("two"))) == (set(), {"k"})
+
+
+def test_channels_are_those_of_the_whole_database_and_come_in_the_order_of_their_ids(
+    channels: SqlSSEChannelRepository, database: Database
+) -> None:
+    for channel_id in ("b", "a", "C"):
+        filled(channels, channel_id)
+    assert [channel.id for channel in SqlSSEChannelRepository(database).load_all()] == ["C", "a", "b"]
+
+
+# Several processes
+
+
+def test_a_connection_that_another_process_added_stays_when_a_stale_channel_is_persisted(
+    channels: SqlSSEChannelRepository, database: Database
+) -> None:
+    stale, other = filled(channels, "c"), SqlSSEChannelRepository(database)
+    fresh = other.load_one("c")
+    added = fresh.add_listener()
+    fresh.dispatch(added.id, Message("m", 1))
+    other.persist(fresh)
+    other.connections_repository.persist("c", connected(database, "by itself"))
+    channels.persist(stale)
+    loaded = channels.load_one("c")
+    assert ids_of(loaded) == {*ids_of(stale), *ids_of(fresh), "by itself"}
+    loaded.get_listener(added.id).start()
+    assert loaded.deliver_next(added.id).payload == 1
+
+
+def test_a_channel_that_is_made_once_more_takes_over_the_connections_that_are_there(
+    channels: SqlSSEChannelRepository, database: Database
+) -> None:
+    first = filled(channels, "c")
+    second = filled(SqlSSEChannelRepository(database), "c")
+    assert ids_of(channels.load_one("c")) == {*ids_of(first), *ids_of(second)}
+
+
+def test_connections_persisted_before_their_channel_are_in_it(
+    channels: SqlSSEChannelRepository, database: Database
+) -> None:
+    channels.connections_repository.persist("c", connected(database, "early"))
+    channel = filled(channels, "c")
+    assert ids_of(channels.load_one("c")) == {*ids_of(channel), "early"}
+
+
+def test_connections_that_never_got_a_channel_go_with_a_delete_of_it(
+    channels: SqlSSEChannelRepository, database: Database
+) -> None:
+    connection = connected(database, "early")
+    connection.queue.push(Message("m"))
+    channels.connections_repository.persist("c", connection)
+    channels.delete("c")
+    assert table_counts(database) == EMPTY
+
+
+# Gone with their owner
+
+
+@pytest.mark.parametrize("part", ["listeners_repository", "queues_repository"])
+def test_a_deleted_listener_or_queue_takes_its_connection_with_it(channels: SqlSSEChannelRepository, part: str) -> None:
+    channel = filled(channels, "c", 2)
+    gone, kept = sorted(ids_of(channel))
+    getattr(channels.connections_repository, part).delete(gone)
+    assert ids_of(channels.load_one("c")) == {kept}
+    with pytest.raises(ItemNotFound):
+        channels.connections_repository.load_one("c", gone)
+
+
+def test_deletes_leave_no_row_behind(channels: SqlSSEChannelRepository, database: Database) -> None:
+    connections = channels.connections_repository
+    for delete in (
+        lambda: channels.delete("c"),
+        lambda: [connections.delete("c", connection_id) for connection_id in ids(connections.load_all("c"))],
+    ):
+        channel = filled(channels, "c", 3)
+        channel.broadcast(Message("m"))
+        delete()
+        assert table_counts(database)["sse_connections"] == table_counts(database)["sse_messages"] == 0
+    channels.delete("c")
+    assert table_counts(database) == EMPTY
+
+
+def test_a_removed_connection_takes_its_messages_with_it_and_no_others(
+    channels: SqlSSEChannelRepository, database: Database
+) -> None:
+    channel = filled(channels, "c", 2)
+    channel.broadcast(Message("m"))
+    removed, kept = list(channel.get_connections())
+    channel.remove_listener(removed.listener.id)
+    channels.persist(channel)
+    assert table_counts(database) == {"kv_entries": 3, "sse_channels": 1, "sse_connections": 1, "sse_messages": 1}
+    assert drain(kept.queue) == [None]
+
+
+def test_a_deleted_queue_takes_its_messages_with_it(channels: SqlSSEChannelRepository, database: Database) -> None:
+    channel = filled(channels, "c")
+    channel.broadcast(Message("m"))
+    (connection,) = channel.get_connections()
+    channels.connections_repository.queues_repository.delete(connection.id)
+    with pytest.raises(InvalidConnectionException):
+        channels.connections_repository.queues_repository.load(connection.id)
+    with pytest.raises(InvalidListenerException):
+        channels.load_one("c").get_listener(connection.listener.id)
+    assert table_counts(database)["sse_messages"] == 0
+
+
+# What can't be stored
+
+
+def test_a_channel_with_a_queue_in_memory_is_not_stored_at_all(
+    channels: SqlSSEChannelRepository, database: Database
+) -> None:
+    channel = channels.create({"channel_id": "c"})
+    channel.add_listener()
+    channel.register_connection(InMemoryConnectionsFactory().create())
+    with pytest.raises(RepositoryError, match=r"InMemoryQueue .* use eric_sse_sql.SqlQueue"):
+        channels.persist(channel)
+    with pytest.raises(RepositoryError, match=r"InMemoryQueue .* use eric_sse_sql.SqlQueue"):
+        channels.connections_repository.queues_repository.persist("k", InMemoryQueue())
+    assert table_counts(database) == EMPTY
+
+
+def test_a_message_that_can_not_be_stored_is_broadcast_to_nobody(
+    channels: SqlSSEChannelRepository, database: Database
+) -> None:
+    channel = filled(channels, "c", 3)
+    with pytest.raises(RepositoryError, match="can't be stored"):
+        channel.broadcast(Message("m", lambda: None))  # type: ignore[arg-type]
+    assert table_counts(database)["sse_messages"] == 0
+
+
+def test_a_channel_of_one_kind_of_repository_is_not_mistaken_by_the_other(
+    channels: SqlSSEChannelRepository, database: Database
+) -> None:
+    by_object = ChannelRepository(SqlStorageEngine(database))
+    by_object.persist(SSEChannel(channel_id="object"))
+    channels.persist(channels.create({"channel_id": "dictionary"}))
+    with pytest.raises(RepositoryError, match="stored by ChannelRepository; load it with that"):
+        channels.load_one("object")
+    with pytest.raises(RepositoryError, match="stored by SqlSSEChannelRepository"):
+        by_object.load_one("dictionary")
+
+
+# Queues
+
+
+@pytest.mark.parametrize("queue_class", [SqlQueue, BlockingSqlQueue])
+def test_a_queue_comes_back_as_the_class_that_the_factory_made(database: Database, queue_class: type[SqlQueue]) -> None:
+    channels = SqlSSEChannelRepository(database, SqlConnectionsFactory(database, queue_class=queue_class))
+    channel = filled(channels, "c")
+    (connection,) = channel.get_connections()
+    connections = channels.connections_repository
+    for queue in (
+        *(each.queue for each in channels.load_one("c").get_connections()),
+        connections.load_one("c", connection.id).queue,
+        connections.queues_repository.load(connection.id),
+        *(each.queue for each in SqlSSEChannelRepository(database).load_one("c").get_connections()),
+    ):
+        assert type(queue) is queue_class
+        assert queue.id == connection.queue.id  # type: ignore[attr-defined]
+
+
+def test_a_broadcast_reaches_blocking_queues_and_queues_of_the_application_too(database: Database) -> None:
+    channel = SqlSSEChannel()
+    queues = [SqlQueue(database), BlockingSqlQueue(database), InMemoryQueue()]
+    for queue in queues:
+        channel.register_connection(Connection(MessageQueueListener(), queue))
+    channel.broadcast(Message("m", 1))
+    assert [queue.pop().payload for queue in queues] == [1, 1, 1]
+
+
+def test_a_broadcast_keeps_its_place_among_other_messages(channels: SqlSSEChannelRepository) -> None:
+    channel = filled(channels, "c", 2)
+    one, other = channel.get_connections()
+    channel.dispatch(one.listener.id, Message("m", "before"))
+    channel.broadcast(Message("m", "to all"))
+    channel.dispatch(one.listener.id, Message("m", "after"))
+    assert drain(one.queue) == ["before", "to all", "after"]
+    assert drain(other.queue) == ["to all"]
+
+
+def test_a_signed_broadcast_arrives_at_each_queue(database: Database, statements: Record) -> None:
+    signing = Database(database.engine, codec=PickleCodec(signing_keys=[b"0123456789abcdef"]))
+    channel = filled(SqlSSEChannelRepository(signing), "c", 3)
+    seen = statements(database)
+    channel.broadcast(Message("m", 1))
+    assert len(seen) == 1
+    with database.engine.connect() as connection:
+        blobs = connection.scalars(text("SELECT message FROM sse_messages")).all()
+    assert len(set(map(bytes, blobs))) == 3  # a signature is bound to its queue
+    loaded = SqlSSEChannelRepository(signing).load_one("c")
+    assert [drain(each.queue) for each in loaded.get_connections()] == [[1]] * 3
+
+
+def test_a_broadcast_reaches_a_hundred_thousand_queues_in_one_statement(database: Database, statements: Record) -> None:
+    channel, number = SqlSSEChannel(), 100_000
+    for n in range(number):
+        channel.register_connection(Connection(MessageQueueListener(f"l{n}"), SqlQueue(database, f"q{n}"), f"k{n}"))
+    seen = statements(database)
+    channel.broadcast(Message("m", 1))
+    assert len(seen) == 1
+    with database.engine.connect() as connection:
+        counted = text("SELECT count(*), count(DISTINCT queue_id) FROM sse_messages")
+        assert connection.execute(counted).one() == (number, number)
+    for n in (0, number // 2, number - 1):
+        assert drain(SqlQueue(database, f"q{n}")) == [1]
+
+
+# Cost
+
+
+def costs(channels: SqlSSEChannelRepository, database: Database, seen: Statements, number: int) -> dict[str, list[str]]:
+    """The statements of each call on a channel that has as many connections."""
+
+    def cost(call: Callable[[], object]) -> list[str]:
+        seen.clear()
+        call()
+        return list(seen)
+
+    channel = channels.create({"channel_id": f"c{number}"})
+    for _ in range(number):
+        channel.add_listener()
+    found = {
+        "broadcast": cost(lambda: channel.broadcast(Message("m"))),
+        "persist": cost(lambda: channels.persist(channel)),
+        "persist again": cost(lambda: channels.persist(channel)),
+        "load_one": cost(lambda: channels.load_one(channel.id)),
+        "load_all of connections": cost(lambda: list(channels.connections_repository.load_all(channel.id))),
+        "load_one of connections": cost(
+            lambda: channels.connections_repository.load_one(channel.id, next(iter(ids_of(channel))))
+        ),
+    }
+    assert len(ids_of(channels.load_one(channel.id))) == number
+    for listener_id in [connection.listener.id for connection in channel.get_connections()][number // 2 :]:
+        channel.remove_listener(listener_id)
+    found["persist without half of them"] = cost(lambda: channels.persist(channel))
+    found["delete"] = cost(lambda: channels.delete(channel.id))
+    return found
+
+
+def test_every_call_takes_the_same_statements_for_any_number_of_connections(
+    channels: SqlSSEChannelRepository, database: Database, statements: Record
+) -> None:
+    seen = statements(database)
+    few, many, most = (costs(channels, database, seen, number) for number in (2, 100, 1_000))
+    assert few == many == most
+    assert {name: len(found) for name, found in few.items()} == {
+        "broadcast": 1,
+        "persist": 4,
+        "persist again": 4,
+        "load_one": 1,
+        "load_all of connections": 1,
+        "load_one of connections": 1,
+        "persist without half of them": 7,
+        "delete": 5,
+    }
+    assert table_counts(database) == EMPTY
+
+
+def test_a_channel_of_one_connection_takes_no_other_statements(
+    channels: SqlSSEChannelRepository, database: Database, statements: Record
+) -> None:
+    seen = statements(database)
+    one, many = costs(channels, database, seen, 1), costs(channels, database, seen, 100)
+    removing = "persist without half of them"  # of one, that is all: there is nothing to upsert
+    assert {**one, removing: []} == {**many, removing: []}
+    assert len(one[removing]) < len(many[removing])
+
+
+def test_all_channels_are_two_statements_for_each_hundred(
+    channels: SqlSSEChannelRepository, database: Database, statements: Record
+) -> None:
+    with database.transaction():
+        for n in range(205):
+            filled(channels, f"{n:03}", n % 3)
+    seen = statements(database)
+    assert [(each.id, len(ids_of(each))) for each in channels.load_all()] == [(f"{n:03}", n % 3) for n in range(205)]
+    assert len(seen) == 2 * 3
+
+
+def test_a_connection_is_persisted_and_deleted_in_a_constant_number_of_statements(
+    channels: SqlSSEChannelRepository, database: Database, statements: Record
+) -> None:
+    seen, counted = statements(database), []
+    for number in (1, 100):
+        filled(channels, f"c{number}", number)
+        for call in (
+            lambda n=number: channels.connections_repository.persist(f"c{n}", connected(database, "k")),
+            lambda n=number: channels.connections_repository.delete(f"c{n}", "k"),
+        ):
+            seen.clear()
+            call()
+            counted.append(len(seen))
+    assert counted == [4, 3, 4, 3]
