@@ -222,7 +222,8 @@ class Database(HeldByReference):
                     return self._patience.execute(driver, compiled.sql, values)
                 return cast(Sequence[Row], driver.execute(compiled.sql, values).fetchall())
             try:
-                cursor = driver.execute(compiled.sql, values, binary=True)
+                prepare = None if compiled.keeps_plan else False
+                cursor = driver.execute(compiled.sql, values, binary=True, prepare=prepare)
                 return cursor.fetchall() if cursor.description else ()
             except BaseException as error:
                 if not isinstance(error, Exception) or self.engine.dialect.is_disconnect(

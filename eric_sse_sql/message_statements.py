@@ -39,7 +39,7 @@ def _is_free(sql: Dialect) -> Construct:
 
 def _oldest(sql: Dialect) -> Construct:
     # "=", not IN: with IN, Postgres may lock and delete more than one row.
-    oldest = _waiting(sql).order_by(MessageRow.id).limit(1).with_for_update(skip_locked=True)
+    oldest = _waiting(sql).order_by(MessageRow.id).limit(literal_column("1")).with_for_update(skip_locked=True)
     return MessageRow.id == oldest.scalar_subquery()
 
 
@@ -109,13 +109,14 @@ def _clear(sql: Dialect) -> Construct:
 PUSH = Publication.of(_push)
 PUSH_ROWS = Publication.of(_push_rows)
 PUSH_TO_ALL = Publication.of(_push_to_all)
-POP = Statement(_pop)
-TAKE = Statement(_take)
+# Postgres would keep the plan that was best when the queue was empty, which reads all of one that is deep.
+POP = Statement(_pop, keeps_plan=False)
+TAKE = Statement(_take, keeps_plan=False)
 RESTORE = Publication.of(_restore)
 LOOK = Statement(_look)
 POSITIONS = Statement(_positions)
 NOTIFY = Statement(_notify)
-LEASE = Statement(_lease)
+LEASE = Statement(_lease, keeps_plan=False)
 ACKNOWLEDGE = Statement(_acknowledge)
 RELEASE = Publication.of(_release)
 DEPTH = Statement(_depth)

@@ -184,10 +184,11 @@ def _or_update(insert: Any, model: Any, bound: Mapping[str, str], keep: str | No
 class Compiled:
     """A statement as a driver takes it."""
 
-    __slots__ = ("_constants", "_names", "sql", "writes")
+    __slots__ = ("_constants", "_names", "keeps_plan", "sql", "writes")
 
-    def __init__(self, sql: str, names: Sequence[str], constants: Mapping[str, Any]) -> None:
+    def __init__(self, sql: str, names: Sequence[str], constants: Mapping[str, Any], keeps_plan: bool) -> None:
         self.sql = sql
+        self.keeps_plan = keeps_plan
         self.writes = not sql.startswith("SELECT")
         self._names = tuple(names)
         self._constants = constants  # values that the statement brings itself
@@ -219,12 +220,14 @@ class Statement:
     """One SQL statement, built once from the mapped tables and compiled once by each database that runs it.
 
     :param build: makes it, with bound parameters, for a dialect
+    :param keeps_plan: whether its plan stays good while the table fills and empties
     """
 
-    __slots__ = ("_build",)
+    __slots__ = ("_build", "_keeps_plan")
 
-    def __init__(self, build: Callable[[Dialect], Construct]) -> None:
+    def __init__(self, build: Callable[[Dialect], Construct], keeps_plan: bool = True) -> None:
         self._build = build
+        self._keeps_plan = keeps_plan
 
     def compile(self, engine: Engine, schema: str | None) -> Compiled:
         """The statement for an engine's driver, with its tables in a schema."""
@@ -235,4 +238,4 @@ class Statement:
         constants = {name: value for name, value in compiled.params.items() if value is not None}
         # psycopg sends an array as text, which takes three times as long, unless it is told not to.
         sql = re.sub(r"%s(?=::\w+\[\])", "%b", compiled.string)
-        return Compiled(sql, compiled.positiontup, constants)
+        return Compiled(sql, compiled.positiontup, constants, self._keeps_plan)
