@@ -29,7 +29,6 @@ database fails.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import os
@@ -51,7 +50,6 @@ from starlette.routing import Route
 
 from eric_sse_sql import Database, SqlSSEChannel, SqlSSEChannelRepository
 
-STREAM_DELAY_SECONDS, ERROR_PAUSE_SECONDS = 0.05, 0.5
 RETRY_MILLISECONDS = 1_000  # after which a browser that lost its stream comes back
 IDENTIFIER = re.compile(r"[A-Za-z0-9._~-]{1,64}")  # what a URL takes as it is
 MAX_BODY_BYTES, MAX_TYPE_CHARACTERS = 1 << 20, 64
@@ -113,10 +111,7 @@ def refuse(constant: str) -> None:
 
 def create(request: Request) -> Response:
     """Make a channel. One that is there stays as it is, with its listeners."""
-    data: dict[str, Any] = {
-        "stream_delay_seconds": STREAM_DELAY_SECONDS,
-        "retry_timeout_milliseconds": RETRY_MILLISECONDS,
-    }
+    data: dict[str, Any] = {"retry_timeout_milliseconds": RETRY_MILLISECONDS}
     if "channel_id" in request.query_params:
         data["channel_id"] = identifier(request, "channel_id")
     channel = repository.create(data)
@@ -157,8 +152,6 @@ async def events(channel: SqlSSEChannel, listener: MessageQueueListener) -> Asyn
         async with aclosing(channel.message_stream(listener)) as messages:
             async for event in messages:
                 yield {**event, "data": json.dumps(event["data"], default=str)}
-                if event["event"] == "error":  # the database fails, and eric-sse would ask again at once, for ever
-                    await asyncio.sleep(ERROR_PAUSE_SECONDS)
     finally:
         listener.stop()
         logger.info("The stream of listener %s has ended", listener.id)
