@@ -24,6 +24,7 @@ from benchmarks.goals import (
     OTHERS_GROWTH,
     PERSIST,
     REDIS_CHANNELS_IN_MEMORY,
+    REDIS_CHANNELS_ON_DISK,
 )
 from benchmarks.listeners import many_listeners
 from benchmarks.stores import ChannelStore
@@ -34,7 +35,7 @@ from eric_sse_sql import SqlSSEChannelRepository
 
 CONNECTIONS = 100  # of each channel among others
 WARM_UP = 1
-# Where an operation of eric-redis-queues takes seconds, it is measured a few times, and beyond that not at all.
+# Where an operation of eric-redis-queues takes seconds, it is measured a few times; where it takes ten, not at all.
 SLOW, TOO_SLOW = 1_000, 10_000
 
 
@@ -46,6 +47,7 @@ class Sizes:
     most_samples: int = 60
     least_samples: int = 4
     slow_samples: int = 2
+    slow_peers: tuple[str, ...] = (REDIS_CHANNELS_IN_MEMORY, REDIS_CHANNELS_ON_DISK)
     loads: int = 100
     others: tuple[int, ...] = (100, 1_000, 10_000, 100_000)
     listeners: int = 100_000
@@ -54,8 +56,20 @@ class Sizes:
         """How many times an operation on so many connections is timed."""
         return max(self.least_samples, min(self.most_samples, 15_000 // connections))
 
+    def peer_samples(self, connections: int) -> int:
+        """How many times one of eric-redis-queues is."""
+        return max(self.slow_samples, min(self.most_samples, 1_000 // connections))
 
-QUICK = Sizes(connections=(1, 1_000), most_samples=10, slow_samples=1, loads=20, others=(100, 5_000), listeners=20_000)
+
+QUICK = Sizes(
+    connections=(1, 1_000),
+    most_samples=10,
+    slow_samples=1,
+    slow_peers=(REDIS_CHANNELS_IN_MEMORY,),
+    loads=20,
+    others=(100, 5_000),
+    listeners=20_000,
+)
 
 
 def whole_channel(bench: Bench) -> Iterator[Figure]:
@@ -66,10 +80,11 @@ def whole_channel(bench: Bench) -> Iterator[Figure]:
 
 def _of_size(bench: Bench, connections: int) -> Iterator[Figure]:
     samples = bench.sizes.samples(connections)
-    fewer = dict.fromkeys(bench.peers, bench.sizes.slow_samples) if connections >= SLOW else {}
+    peers = _peers_of_size(bench, connections)
+    fewer = dict.fromkeys(peers, bench.sizes.peer_samples(connections))
     database, medians = bench.backend.name, {}
     with contenders(bench.backend) as (own, settle):
-        stores = {**own, **({} if connections >= TOO_SLOW else bench.peers)}
+        stores = {**own, **peers}
         channels = {name: list(_channels(store, WARM_UP + samples, connections)) for name, store in stores.items()}
         for operation, work in _OPERATIONS.items():
             steps = {name: _step(work, store, channels[name]) for name, store in stores.items()}
@@ -82,6 +97,12 @@ def _of_size(bench: Bench, connections: int) -> Iterator[Figure]:
     if connections == JUDGED_CONNECTIONS:
         for operation, goals in CHANNEL_PEERS.items():
             yield from against_peers(database, f"{operation}, N = {connections:,}", medians[operation], goals)
+
+
+def _peers_of_size(bench: Bench, connections: int) -> Mapping[str, ChannelStore]:
+    if connections >= TOO_SLOW:
+        return {}
+    return {name: peer for name, peer in bench.peers.items() if connections < SLOW or name in bench.sizes.slow_peers}
 
 
 def _load(store: ChannelStore, channel: AbstractChannel) -> None:
