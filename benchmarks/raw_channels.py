@@ -65,7 +65,8 @@ class ChannelRows(NamedTuple):
         connections = []
         for connection in channel.get_connections():
             listener, queue = connection.listener, cast(StoredQueue, connection.queue)
-            at, queue_at = f"sse:listeners/{listener.id}", f"sse:queues/{queue.id}"
+            # Named by the connection, objects are in the order of its rows: reading a channel goes through both once.
+            at, queue_at = f"sse:listeners/{connection.id}", f"sse:queues/{connection.id}"
             entries.append((at, pickle.dumps(listener, 5), type(listener).__qualname__))
             entries.append((queue_at, pickle.dumps(queue, 5), type(queue).__qualname__))
             connections.append((connection.id, channel.id, listener.id, at, queue.id, queue_at))
