@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from queue import Empty
 from typing import Any
@@ -60,13 +61,10 @@ class RedisMessageQueue:
         self._key = key
 
     def fill(self, messages: Iterable[MessageContract]) -> None:
-        """Past the queue, in one round trip for each thousand."""
-        pipeline = self._client.pipeline(transaction=False)
-        for number, message in enumerate(messages, 1):
-            pipeline.rpush(self._key, pickle.dumps(message))
-            if number % 1000 == 0:
-                pipeline.execute()
-        pipeline.execute()
+        """Past the queue, a thousand in each round trip."""
+        blobs = (pickle.dumps(message) for message in messages)
+        while batch := list(islice(blobs, 1000)):
+            self._client.rpush(self._key, *batch)
 
     def clear(self) -> None:
         """Past the queue too."""
