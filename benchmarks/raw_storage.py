@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import psycopg
 
+from benchmarks.filling import postgres_fill, sqlite_fill
 from benchmarks.stores import Store
 
 ROOT = "kv/"  # how the storage engine begins the keys of its default namespace
@@ -59,10 +60,7 @@ class RawSqlite:
         return self.fetch_by_prefix("")
 
     def fill(self, entries: Iterable[tuple[str, Any]]) -> None:
-        self._connection.execute("BEGIN")
-        self._connection.executemany(INSERT, (_row(key, value) for key, value in entries))
-        self._connection.execute("COMMIT")
-        self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        sqlite_fill(self._connection, INSERT, (_row(key, value) for key, value in entries))
 
     def close(self) -> None:
         self._connection.close()
@@ -96,12 +94,8 @@ class RawPostgres:
             yield pickle.loads(blob)
 
     def fill(self, entries: Iterable[tuple[str, Any]]) -> None:
-        with self._cursor.copy("COPY kv_entries (key, value, value_type) FROM STDIN (FORMAT BINARY)") as copy:
-            copy.set_types(["text", "bytea", "text"])
-            for key, value in entries:
-                copy.write_row(_row(key, value))
-        self._connection.execute("VACUUM ANALYZE kv_entries")
-        self._connection.execute("CHECKPOINT")
+        columns = {"key": "text", "value": "bytea", "value_type": "text"}
+        postgres_fill(self._connection, "kv_entries", columns, (_row(key, value) for key, value in entries))
 
     def close(self) -> None:
         self._connection.close()

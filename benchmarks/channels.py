@@ -1,0 +1,216 @@
+"""Measures ``SqlSSEChannelRepository`` and its channels against the raw driver and eric-redis-queues."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+
+from eric_sse.entities import AbstractChannel
+
+from benchmarks.channel_peers import Channels, channel_peers
+from benchmarks.contenders import close
+from benchmarks.databases import Backend
+from benchmarks.figures import OURS, RAW, Figure, against_peers, against_raw, growth
+from benchmarks.goals import (
+    BROADCAST,
+    CHANNEL,
+    CHANNEL_PEERS,
+    DELETE,
+    JUDGED_CONNECTIONS,
+    LOAD_ALL,
+    LOAD_ONE,
+    OTHERS_GROWTH,
+    PERSIST,
+    REDIS_CHANNELS_IN_MEMORY,
+    REDIS_CHANNELS_ON_DISK,
+)
+from benchmarks.listeners import many_listeners
+from benchmarks.stores import ChannelStore
+from benchmarks.suite import Bench, Suite
+from benchmarks.timing import Step, by_first, interleaved
+from benchmarks.values import new_message
+from eric_sse_sql import SqlSSEChannelRepository
+
+CONNECTIONS = 100  # of each channel among others
+WARM_UP = 1
+# Where an operation of eric-redis-queues takes seconds, it is measured a few times; where it takes ten, not at all.
+SLOW, TOO_SLOW = 1_000, 10_000
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How many times each operation is timed, and on how much."""
+
+    connections: tuple[int, ...] = (1, 10, 100, 1_000, 10_000)
+    most_samples: int = 60
+    least_samples: int = 4
+    slow_samples: int = 2
+    slow_peers: tuple[str, ...] = (REDIS_CHANNELS_IN_MEMORY, REDIS_CHANNELS_ON_DISK)
+    loads: int = 100
+    others: tuple[int, ...] = (100, 1_000, 10_000, 100_000)
+    listeners: int = 100_000
+
+    def samples(self, connections: int) -> int:
+        """How many times an operation on so many connections is timed."""
+        return max(self.least_samples, min(self.most_samples, 15_000 // connections))
+
+    def peer_samples(self, connections: int) -> int:
+        """How many times one of eric-redis-queues is."""
+        return max(self.slow_samples, min(self.most_samples, 1_000 // connections))
+
+
+QUICK = Sizes(
+    connections=(1, 1_000),
+    most_samples=10,
+    slow_samples=1,
+    slow_peers=(REDIS_CHANNELS_IN_MEMORY,),
+    loads=20,
+    others=(100, 5_000),
+    listeners=20_000,
+)
+
+
+def whole_channel(bench: Bench) -> Iterator[Figure]:
+    """What is done to a whole channel, with ever more connections."""
+    for connections in bench.sizes.connections:
+        yield from _of_size(bench, connections)
+
+
+def _of_size(bench: Bench, connections: int) -> Iterator[Figure]:
+    samples = bench.sizes.samples(connections)
+    peers = _peers_of_size(bench, connections)
+    fewer = dict.fromkeys(peers, bench.sizes.peer_samples(connections))
+    database, medians = bench.backend.name, {}
+    with contenders(bench.backend) as (own, settle):
+        stores = {**own, **peers}
+        channels = {name: list(_channels(store, WARM_UP + samples, connections)) for name, store in stores.items()}
+        for operation, work in _OPERATIONS.items():
+            steps = {name: _step(work, store, channels[name]) for name, store in stores.items()}
+            medians[operation] = interleaved(steps, samples, warm_up=WARM_UP, block=1, fewer=fewer)
+            settle()
+    for operation in _OPERATIONS:
+        goal = CHANNEL[database][operation] if connections == JUDGED_CONNECTIONS else None
+        label = f"{operation}, N = {connections:,}"
+        yield against_raw(database, label, medians[operation], goal, curve=_CURVES[operation], size=connections)
+    if connections == JUDGED_CONNECTIONS:
+        for operation, goals in CHANNEL_PEERS.items():
+            yield from against_peers(database, f"{operation}, N = {connections:,}", medians[operation], goals)
+
+
+def _peers_of_size(bench: Bench, connections: int) -> Mapping[str, ChannelStore]:
+    if connections >= TOO_SLOW:
+        return {}
+    return {name: peer for name, peer in bench.peers.items() if connections < SLOW or name in bench.sizes.slow_peers}
+
+
+def _load(store: ChannelStore, channel: AbstractChannel) -> None:
+    _count(store.load_one(channel.id).get_connections(), channel.get_connections())
+
+
+_OPERATIONS: Mapping[str, Callable[[ChannelStore, AbstractChannel], None]] = {
+    PERSIST: lambda store, channel: store.persist(channel),
+    LOAD_ONE: _load,
+    BROADCAST: lambda store, channel: store.broadcast(channel, new_message(0)),
+    DELETE: lambda store, channel: store.delete(channel.id),
+}
+_CURVES = {
+    PERSIST: "persist, by connections",
+    LOAD_ONE: "load_one, by connections",
+    BROADCAST: "broadcast, by listeners",
+    DELETE: "delete, by connections",
+}
+
+
+def other_connections(bench: Bench) -> Iterator[Figure]:
+    """The connections of one channel, among ever more of other channels. Each step reads any of the channels."""
+    database, others = bench.backend.name, bench.sizes.others
+    peer = bench.peers.get(REDIS_CHANNELS_IN_MEMORY)
+    steps: dict[tuple[int, str], Step] = {}
+    with ExitStack() as stack:
+        for number, size in enumerate(others):
+            count = 1 + size // CONNECTIONS
+            own, settle = stack.enter_context(contenders(bench.backend))
+            for store in own.values():
+                for channel in _channels(store, count, CONNECTIONS):
+                    store.persist(channel)
+            settle()
+            stores = dict(own)
+            if peer and size <= TOO_SLOW:
+                beside = stores[REDIS_CHANNELS_IN_MEMORY] = peer.beside(1 + number)
+                beside.fill(_channels(beside, count, CONNECTIONS))
+            steps |= {(size, name): _load_all_step(store, name, count) for name, store in stores.items()}
+        fewer = {each: bench.sizes.slow_samples for each in steps if each[1] == REDIS_CHANNELS_IN_MEMORY}
+        medians = by_first(interleaved(steps, bench.sizes.loads, warm_up=WARM_UP, block=2, fewer=fewer))
+    for size in others:
+        label = f"{LOAD_ALL}, among {size:,}"
+        yield against_raw(database, label, medians[size], curve="load_all of 100, by other connections", size=size)
+    yield growth(database, f"… compared with {others[0]:,}", medians[others[-1]], medians[others[0]], OTHERS_GROWTH)
+
+
+SUITE = Suite(
+    name="channels",
+    title="Channels against the raw drivers and eric-redis-queues",
+    legend=f"""\
+"{OURS}" is `SqlSSEChannelRepository(Database(url))`, and N the connections of the channel.""",
+    peers_legend="""\
+eric-redis-queues as it comes. Its operations on 1,000 connections take so long that few of them are measured.""",
+    contenders=(RAW, OURS),
+    sizes=Sizes(),
+    quick=QUICK,
+    amount=lambda sizes: (
+        f"""\
+Medians of {sizes.least_samples:,} to {sizes.most_samples:,} operations on a channel, or {sizes.loads:,} loads among
+other connections. What is done to {sizes.listeners:,} connections is done once, each operation in a process of its own,
+beside whose time stands by how much the process grew at the most."""
+    ),
+    peers=channel_peers,
+    operations={"channel": whole_channel, "others": other_connections, "listeners": many_listeners},
+)
+
+
+@contextmanager
+def contenders(backend: Backend) -> Iterator[tuple[dict[str, ChannelStore], Callable[[], None]]]:
+    """The raw driver and ours, each on a database of its own, and what settles both databases."""
+    locations = [backend.create(), backend.create()]
+    with ExitStack() as stack:
+        raw = stack.enter_context(closing(backend.raw_channels(locations[0])))
+        ours = locations[1].open()
+        stack.callback(close, ours)
+
+        def settle() -> None:
+            for location in locations:
+                backend.settle(location)
+
+        yield {RAW: raw, OURS: Channels(SqlSSEChannelRepository(ours))}, settle
+
+
+def _channels(store: ChannelStore, count: int, connections: int) -> Iterator[AbstractChannel]:
+    """New channels with new listeners."""
+    for number in range(count):
+        channel = store.create(_channel_id(number))
+        for _ in range(connections):
+            channel.add_listener()
+        yield channel
+
+
+def _channel_id(number: int) -> str:
+    return f"channel-{number:06}"
+
+
+def _step(
+    work: Callable[[ChannelStore, AbstractChannel], None], store: ChannelStore, channels: list[AbstractChannel]
+) -> Step:
+    return lambda number: work(store, channels[number])
+
+
+def _load_all_step(store: ChannelStore, name: str, channels: int) -> Step:
+    order = random.Random(name).choices([_channel_id(number) for number in range(channels)], k=1000)
+    expected = range(CONNECTIONS)
+    return lambda number: _count(store.load_connections(order[number % 1000]), expected)
+
+
+def _count(connections: Iterable[object], expected: Iterable[object]) -> None:
+    if sum(1 for _ in connections) != sum(1 for _ in expected):
+        raise AssertionError("not the connections that were persisted")
