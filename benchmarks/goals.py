@@ -47,6 +47,7 @@ PUSH = "push"
 POP = "pop"
 RECEIVE = "receive and acknowledge"
 EMPTY = "pop of an empty queue"
+KNOWN_EMPTY = "… that is known to be empty"
 DEPTH = "pop at depth"
 
 RECEIVE_TO_POP = Goal(2)

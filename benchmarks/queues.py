@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -17,6 +17,7 @@ from benchmarks.goals import (
     DEPTH,
     DEPTH_GROWTH,
     EMPTY,
+    KNOWN_EMPTY,
     POP,
     PUSH,
     QUEUE,
@@ -74,11 +75,16 @@ def one_message(bench: Bench) -> Iterator[Figure]:
         medians |= by_first(interleaved(steps, samples, warm_up=WARM_UP, block=10))
         for queue in queues.values():
             _drain(queue)
-        medians[EMPTY] = timed(_pop_nothing)
+        unknown = {name: _unknown(queue, count) for name, queue in queues.items()}
+        looks = {name: _nothing_step(each) for name, each in unknown.items()}
+        medians[EMPTY] = interleaved(looks, samples, warm_up=WARM_UP, block=10)
+        known = {name: _step(_pop_nothing, queue) for name, queue in ours.items() if name != RAW}
+        medians[KNOWN_EMPTY] = interleaved(known, samples, warm_up=WARM_UP, block=10)
     for operation in (PUSH, POP, RECEIVE, EMPTY):
         yield against_raw(database, operation, medians[operation], QUEUE[database].get(operation))
         if operation == RECEIVE:
             yield growth(database, "… compared with pop", medians[RECEIVE], medians[POP], RECEIVE_TO_POP)
+    yield Figure(database, KNOWN_EMPTY, medians[KNOWN_EMPTY])
     for operation, goals in QUEUE_PEERS[database].items():
         yield from against_peers(database, operation, medians[operation], goals)
 
@@ -175,6 +181,17 @@ def _pop_nothing(queue: MessageQueue, number: int) -> None:
     except NoMessagesException:
         return
     raise AssertionError("the queue is not empty")
+
+
+def _unknown(queue: MessageQueue, count: int) -> list[MessageQueue]:
+    """An empty queue, as many times as it is asked for: ours asks the database only as long as it does not know."""
+    if isinstance(queue, SqlQueue):
+        return [SqlQueue(queue.database, queue.id) for _ in range(count)]
+    return [queue] * count
+
+
+def _nothing_step(queues: Sequence[MessageQueue]) -> Step:
+    return lambda number: _pop_nothing(queues[number], number)
 
 
 def _drain(queue: MessageQueue) -> None:
