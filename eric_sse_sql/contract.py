@@ -169,6 +169,13 @@ def make_connection(listener: MessageQueueListener, queue: Queue, connection_id:
     return cast(Connection, connection)
 
 
+def make_listener(listener_id: str) -> MessageQueueListener:
+    """A new listener with the id given."""
+    listener = MessageQueueListener()
+    listener.id = listener_id
+    return listener
+
+
 def identify(connection: Connection) -> str:
     """The id of a connection.
 

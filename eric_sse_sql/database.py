@@ -69,7 +69,7 @@ class Database(HeldByReference):
     ) -> None:
         self._made_engine = not isinstance(bind, Engine)
         with repository_errors("the database can't be used"):
-            self.engine: Engine = bind if isinstance(bind, Engine) else make_engine(bind)
+            self.engine: Engine = bind if isinstance(bind, Engine) else make_engine(bind, through_proxy=not notify)
         self.dialect = dialect_of(self.engine)
         self._is_postgres = self.engine.dialect.name == "postgresql"
         if schema is not None and not self._is_postgres:
@@ -222,8 +222,7 @@ class Database(HeldByReference):
                     return self._patience.execute(driver, compiled.sql, values)
                 return cast(Sequence[Row], driver.execute(compiled.sql, values).fetchall())
             try:
-                prepare = None if compiled.keeps_plan else False
-                cursor = driver.execute(compiled.sql, values, binary=True, prepare=prepare)
+                cursor = driver.execute(compiled.sql, values, binary=True)
                 return cursor.fetchall() if cursor.description else ()
             except BaseException as error:
                 if not isinstance(error, Exception) or self.engine.dialect.is_disconnect(

@@ -20,18 +20,26 @@ from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 BUSY_SECONDS = 30
 
 
-def make_engine(bind: str | URL) -> Engine:
+def make_engine(bind: str | URL, *, through_proxy: bool = False) -> Engine:
     """An engine in autocommit, whose connections need no reset and whose errors quote no parameter.
 
     On SQLite with write-ahead log, foreign keys on, and patience with other writers. A database in memory is one
     connection, for which threads take turns.
+
+    On Postgres without plans that read whole tables: one that was made when the queues were empty would be kept, and
+    read all of a deep one for each message, until the table is analysed again.
+
+    :param through_proxy: whether settings of a session may end up in another one, and are left alone
     """
     url = make_url(bind)
     if url.drivername == "postgresql":
         url = url.set(drivername="postgresql+psycopg")
     options: dict[str, Any] = {"isolation_level": "AUTOCOMMIT", "pool_reset_on_return": None, "hide_parameters": True}
     if url.get_backend_name() != "sqlite":
-        return create_engine(url, **options)
+        engine = create_engine(url, **options)
+        if not through_proxy:
+            event.listen(engine, "connect", _prepare_postgres)
+        return engine
     arguments: dict[str, Any] = {} if "timeout" in url.query else {"timeout": BUSY_SECONDS}
     if is_in_memory(url):
         arguments["check_same_thread"] = False
@@ -130,6 +138,11 @@ def _postgres_identity(connection: Connection | None, engine: Engine) -> object:
             row = asked.exec_driver_sql("SELECT system_identifier, current_database() FROM pg_control_system()").one()
         _identities[engine] = tuple(row)
     return _identities[engine]
+
+
+def _prepare_postgres(connection: Any, record: object) -> None:
+    connection.execute("SET enable_seqscan = off")
+    connection.commit()
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, record: object) -> None:

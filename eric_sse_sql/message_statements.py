@@ -28,9 +28,11 @@ def _push_to_all(sql: Dialect) -> Construct:
     return insert(MessageRow).from_select([getattr(MessageRow, column) for column in ROW], queues)
 
 
-def _waiting(sql: Dialect) -> Construct:
-    """Of a queue, and nobody's yet."""
-    return select(MessageRow.id).where(MessageRow.queue_id == bindparam("queue"), _is_free(sql))
+def _waiting(sql: Dialect, limit: Construct) -> Construct:
+    """The first ones of a queue that are nobody's yet."""
+    of_queue, order = sql.in_order(MessageRow.queue_id, MessageRow.id, "queue")
+    waiting = select(MessageRow.id).where(of_queue, _is_free(sql)).order_by(*order).limit(limit)
+    return waiting.with_for_update(skip_locked=True)
 
 
 def _is_free(sql: Dialect) -> Construct:
@@ -38,9 +40,8 @@ def _is_free(sql: Dialect) -> Construct:
 
 
 def _oldest(sql: Dialect) -> Construct:
-    # "=", not IN: with IN, Postgres may lock and delete more than one row.
-    oldest = _waiting(sql).order_by(MessageRow.id).limit(literal_column("1")).with_for_update(skip_locked=True)
-    return MessageRow.id == oldest.scalar_subquery()
+    # "=", not IN: with IN, Postgres may lock and delete more than one row. A limit that is bound, it would not believe.
+    return MessageRow.id == _waiting(sql, literal_column("1")).scalar_subquery()
 
 
 def _pop(sql: Dialect) -> Construct:
@@ -50,7 +51,7 @@ def _pop(sql: Dialect) -> Construct:
 
 def _take(sql: Dialect) -> Construct:
     """The first messages, in any order. What is taken is named first, and once: Postgres may ask a subquery again."""
-    first = _waiting(sql).order_by(MessageRow.id).limit(bindparam("count")).with_for_update(skip_locked=True)
+    first = _waiting(sql, bindparam("count"))
     taken = first.cte("taken").prefix_with("MATERIALIZED", dialect="postgresql")
     popped = (getattr(MessageRow, column) for column in WHOLE_ROW)
     return delete(MessageRow).where(MessageRow.id.in_(select(taken.c.id))).returning(*popped)
@@ -99,7 +100,8 @@ def _release(sql: Dialect) -> Construct:
 
 
 def _depth(sql: Dialect) -> Construct:
-    return select(func.count()).select_from(_waiting(sql).subquery())
+    waiting = MessageRow.queue_id == bindparam("queue"), _is_free(sql)
+    return select(func.count()).select_from(MessageRow).where(*waiting)
 
 
 def _clear(sql: Dialect) -> Construct:
@@ -109,14 +111,13 @@ def _clear(sql: Dialect) -> Construct:
 PUSH = Publication.of(_push)
 PUSH_ROWS = Publication.of(_push_rows)
 PUSH_TO_ALL = Publication.of(_push_to_all)
-# Postgres would keep the plan that was best when the queue was empty, which reads all of one that is deep.
-POP = Statement(_pop, keeps_plan=False)
-TAKE = Statement(_take, keeps_plan=False)
+POP = Statement(_pop)
+TAKE = Statement(_take)
 RESTORE = Publication.of(_restore)
 LOOK = Statement(_look)
 POSITIONS = Statement(_positions)
 NOTIFY = Statement(_notify)
-LEASE = Statement(_lease, keeps_plan=False)
+LEASE = Statement(_lease)
 ACKNOWLEDGE = Statement(_acknowledge)
 RELEASE = Publication.of(_release)
 DEPTH = Statement(_depth)

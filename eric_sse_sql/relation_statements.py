@@ -26,6 +26,8 @@ def _connections() -> Construct:
             _listener.value,
             _queue.key,
             _queue.value,
+            ConnectionRow.listener_id,
+            ConnectionRow.queue_id,
         )
         .join(_listener, _listener.key == ConnectionRow.listener_key)
         .join(_queue, _queue.key == ConnectionRow.queue_key)
@@ -55,8 +57,10 @@ def _channels(*columns: Construct) -> Construct:
 def _one_channel(sql: Dialect) -> Construct:
     """A channel, in a row without connection, and its connections: one statement, and so one state of both."""
     no_text, no_blob = cast(null(), Text), cast(null(), LargeBinary)
-    columns = no_text.label("connection"), KvEntry.key, KvEntry.value, no_text.label("queue"), no_blob.label("blob")
-    channel = _channels(*columns).where(ChannelRow.id == bindparam("channel"))
+    queue = no_text.label("queue"), no_blob.label("blob"), no_text.label("listener_id"), no_text.label("queue_id")
+    channel = _channels(no_text.label("connection"), KvEntry.key, KvEntry.value, *queue).where(
+        ChannelRow.id == bindparam("channel")
+    )
     return union_all(channel, _of_channel(sql).order_by(None)).order_by("connection")
 
 

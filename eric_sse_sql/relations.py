@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import groupby
 from operator import itemgetter
 from typing import Any, NamedTuple, TypeVar
@@ -28,7 +29,9 @@ from eric_sse_sql.models import (
     QUEUES,
     checked,
 )
+from eric_sse_sql.queues import BlockingSqlQueue, SqlQueue
 from eric_sse_sql.statements import Statement
+from eric_sse_sql.stencils import Stencil
 from eric_sse_sql.storage import UPSERT, SqlStorageEngine, keyset_pages
 
 CHANNELS_A_PAGE = 100
@@ -71,6 +74,10 @@ class Relations:
         self.listeners = ObjectStorage(database, self.listeners_namespace)
         self.queues = ObjectStorage(database, self.queues_namespace)
         self.channel_objects = ObjectStorage(database, CHANNELS)
+        # A signed blob is never what another one is.
+        makers = () if database.codec.signs else (SqlQueue, BlockingSqlQueue)
+        self._new_queues = [_stencil(database, partial(maker, database)) for maker in makers]
+        self._new_listeners = [_stencil(database, contract.make_listener)] if makers else []
 
     # Connections
 
@@ -157,7 +164,7 @@ class Relations:
         found = [row for row in rows if row[1] is None]
         if not found:
             raise ItemNotFound(channel_id)
-        _, _, at, blob, _, _ = found[0]
+        _, _, at, blob, *_ = found[0]
         return self.channel_objects.value(at, blob), [self._connection(row) for row in rows if row[1] is not None]
 
     def persist_channel(
@@ -196,10 +203,20 @@ class Relations:
     # Rows
 
     def _connection(self, row: Row) -> Connection:
-        _, connection_id, listener_at, listener, queue_at, queue = row
+        _, connection_id, listener_at, listener, queue_at, queue, listener_id, queue_id = row
         return contract.make_connection(
-            self.listeners.value(listener_at, listener), self.queues.value(queue_at, queue), connection_id
+            self._read(self._new_listeners, listener, listener_id) or self.listeners.value(listener_at, listener),
+            self._read(self._new_queues, queue, queue_id) or self.queues.value(queue_at, queue),
+            connection_id,
         )
+
+    def _read(self, stencils: Sequence[Stencil[Any]], blob: bytes, object_id: str) -> Any | None:
+        """The object of a blob, if it is as new."""
+        for stencil in stencils:
+            found = stencil.read(blob, object_id)
+            if found is not None:
+                return found
+        return None
 
     def _row(self, connection_id: str | None, parts: Parts, channel_id: str | None) -> dict[str, Any]:
         """What ``UPSERT_CONNECTIONS`` binds. A queue that has no id is known by its connection's."""
@@ -247,6 +264,10 @@ class Relations:
     def _run_all(self, statements: Iterable[Statement], **parameters: Any) -> None:
         for statement in statements:
             self._database.run(statement, **parameters)
+
+
+def _stencil(database: Database, make: Callable[[str], Any]) -> Stencil[Any]:
+    return Stencil(make, lambda made: database.codec.encode(made, "", database))
 
 
 class RelationsByConnection(Relations):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, cast
 
 from eric_sse.exception import RepositoryError
-from sqlalchemy import ARRAY, Engine, Float, Text, any_, bindparam, func, literal_column, select
+from sqlalchemy import ARRAY, Engine, Float, Text, and_, any_, bindparam, func, literal_column, select, tuple_
 from sqlalchemy.dialects import postgresql, sqlite
 
 ADVISORY_CLASS = 0x65726963  # any number, the same in every process
@@ -37,6 +37,10 @@ class Dialect(Protocol):
 
         :param bound: the name that each column's value is bound by
         """
+
+    def in_order(self, group: Any, number: Any, name: str) -> tuple[Construct, tuple[Any, ...]]:
+        """The condition that selects the rows whose group is bound by a name, and what orders them by their numbers, in
+        a form that is read from the index over both columns, and from nothing else."""
 
     def notifying(self, change: Any) -> Construct:
         """The same change, with a notification on the channel bound as ``notify_channel``: on Postgres."""
@@ -79,6 +83,13 @@ class _Postgres:
         )
 
     @staticmethod
+    def in_order(group: Any, number: Any, name: str) -> tuple[Construct, tuple[Any, ...]]:
+        # With "=", the planner may prefer the index of the numbers, and read the rows of all groups before the first.
+        row, value = tuple_(group, number), bindparam(name, type_=group.type)
+        first, last = (tuple_(value, literal_column(at)) for at in ("0", str(2**63 - 1)))
+        return and_(row >= first, row <= last), (group, number)
+
+    @staticmethod
     def notifying(change: Any) -> Construct:
         notified = func.pg_notify(bindparam("notify_channel", type_=Text), literal_column("''"))
         return select(notified).add_cte(change.cte("change"))
@@ -117,6 +128,10 @@ class _Sqlite:
     @staticmethod
     def insert_rows(model: Any, bound: Mapping[str, str]) -> Any:
         return sqlite.insert(model).values({getattr(model, column): bindparam(name) for column, name in bound.items()})
+
+    @staticmethod
+    def in_order(group: Any, number: Any, name: str) -> tuple[Construct, tuple[Any, ...]]:
+        return group == bindparam(name), (number,)
 
     @staticmethod
     def notifying(change: Any) -> Construct:
@@ -184,11 +199,10 @@ def _or_update(insert: Any, model: Any, bound: Mapping[str, str], keep: str | No
 class Compiled:
     """A statement as a driver takes it."""
 
-    __slots__ = ("_constants", "_names", "keeps_plan", "sql", "writes")
+    __slots__ = ("_constants", "_names", "sql", "writes")
 
-    def __init__(self, sql: str, names: Sequence[str], constants: Mapping[str, Any], keeps_plan: bool) -> None:
+    def __init__(self, sql: str, names: Sequence[str], constants: Mapping[str, Any]) -> None:
         self.sql = sql
-        self.keeps_plan = keeps_plan
         self.writes = not sql.startswith("SELECT")
         self._names = tuple(names)
         self._constants = constants  # values that the statement brings itself
@@ -220,14 +234,12 @@ class Statement:
     """One SQL statement, built once from the mapped tables and compiled once by each database that runs it.
 
     :param build: makes it, with bound parameters, for a dialect
-    :param keeps_plan: whether its plan stays good while the table fills and empties
     """
 
-    __slots__ = ("_build", "_keeps_plan")
+    __slots__ = ("_build",)
 
-    def __init__(self, build: Callable[[Dialect], Construct], keeps_plan: bool = True) -> None:
+    def __init__(self, build: Callable[[Dialect], Construct]) -> None:
         self._build = build
-        self._keeps_plan = keeps_plan
 
     def compile(self, engine: Engine, schema: str | None) -> Compiled:
         """The statement for an engine's driver, with its tables in a schema."""
@@ -238,4 +250,4 @@ class Statement:
         constants = {name: value for name, value in compiled.params.items() if value is not None}
         # psycopg sends an array as text, which takes three times as long, unless it is told not to.
         sql = re.sub(r"%s(?=::\w+\[\])", "%b", compiled.string)
-        return Compiled(sql, compiled.positiontup, constants, self._keeps_plan)
+        return Compiled(sql, compiled.positiontup, constants)
