@@ -83,6 +83,7 @@ def of_2_0(database: Database) -> dict[str, Callable[[], object]]:
     connect(changed, database, "c")
     changed.stream_delay_seconds = 3
     new = contract.make_connection(MessageQueueListener(), SqlQueue(database, "queue d"), "connection d")
+    stored = list(ConnectionRepository(storage).load_all("channel"))  # of which eric-sse 2.0 keeps no ids
     first.start()
     queue = SqlQueue(database, "queue a")
     return {
@@ -92,7 +93,7 @@ def of_2_0(database: Database) -> dict[str, Callable[[], object]]:
         "delete a listener": lambda: ListenerRepository(storage).delete(second.id),
         "delete a queue": lambda: QueueRepository(storage).delete("queue a"),
         "persist a connection": lambda: ConnectionRepository(storage).persist(new, "channel"),
-        "delete a connection": lambda: ConnectionRepository(storage).delete("connection a"),
+        "delete a connection": lambda: ConnectionRepository(storage).delete(stored[0].id),
         "persist a channel": lambda: channels.persist(changed),
         "delete a channel": lambda: channels.delete("channel"),
         "push": lambda: queue.push(Message("m", 1)),
