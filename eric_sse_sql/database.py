@@ -21,7 +21,7 @@ from eric_sse_sql.codec import HeldByReference, PickleCodec
 from eric_sse_sql.engines import are_same_database, is_in_memory, make_engine, patience_of
 from eric_sse_sql.errors import repository_errors
 from eric_sse_sql.gates import Gate
-from eric_sse_sql.maintenance import PRUNE
+from eric_sse_sql.maintenance import PRUNE, PRUNE_DELIVERED, PRUNE_POSITIONS
 from eric_sse_sql.message_statements import LOOK, NOTIFY, POSITIONS
 from eric_sse_sql.signals import Bell, FileVersion, Notifications, Polling, Signals
 from eric_sse_sql.statements import Compiled, Publication, Statement, dialect_of
@@ -278,20 +278,23 @@ class Database(HeldByReference):
 
     def prune(self, older_than: timedelta) -> int:
         """Delete messages that no connection owns and no stored queue: what a producer pushed to a queue that was never
-        persisted, or is deleted. One statement; it reads the whole table.
+        persisted, or is deleted. Three statements; they read whole tables.
 
         Messages of a queue that the application uses by itself, without any connection, are among them, unless
         ``QueueRepository`` has stored the queue.
 
         :param older_than: the age, on the clock of the database, below which a message stays: connections may be
             persisted after the first message
-        :returns: how many messages were deleted
+        :returns: how many messages were deleted that had not been delivered
         :raises RepositoryError: for any fault of the database, which then is as it was
         """
-        seconds = self.dialect.seconds_value(-older_than.total_seconds())
+        age = self.dialect.seconds_value(-older_than.total_seconds())
         compiled = self._compile(PRUNE)
         with repository_errors("the messages can't be pruned"), self.transaction():
-            return self.connection().exec_driver_sql(compiled.sql, compiled.values({"age": seconds})).rowcount
+            pruned = self.connection().exec_driver_sql(compiled.sql, compiled.values({"age": age}))
+            self.run(PRUNE_DELIVERED, age=age)
+            self.run(PRUNE_POSITIONS)
+            return pruned.rowcount
 
     # Life
 

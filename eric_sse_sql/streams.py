@@ -154,15 +154,16 @@ async def stream(
             except RepositoryError as error:
                 database.check_open()
                 if not isinstance(error, Unreadable):
-                    database.outage.begins(error)
+                    database.outage.begins(supply, error)
                 if pause == PAUSES[0]:
                     yield adapt(Message(ERROR), None)
                 await _paused(pause, listener)
                 pause = min(2 * pause, PAUSES[1])
                 continue
-            database.outage.ends()
+            database.outage.ends(supply)
             pause = PAUSES[0]
     finally:
+        database.outage.ends(supply)
         supply.close()
 
 

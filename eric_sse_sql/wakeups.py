@@ -29,25 +29,26 @@ _inherited: list[Any] = []  # connections that a forked child must neither use n
 
 
 class Outage:
-    """Whether the database can be reached, as far as waiting is concerned: a log line a change."""
+    """Who can't reach the database just now: a log line when the first one fails, and one when none fails any more."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._lasts = False
+        self._failing: set[object] = set()
 
-    def begins(self, error: BaseException) -> None:
-        """A look has failed."""
+    def begins(self, who: object, error: BaseException) -> None:
+        """Somebody has failed to ask the database."""
         with self._lock:
-            if not self._lasts:
+            if not self._failing:
                 logger.warning("the database can't be asked for messages, and is tried again: %s", type(error).__name__)
-            self._lasts = True
+            self._failing.add(who)
 
-    def ends(self) -> None:
-        """A look has succeeded."""
+    def ends(self, who: object) -> None:
+        """Somebody has succeeded, or asks no more."""
         with self._lock:
-            if self._lasts:
-                logger.warning("the database can be asked for messages again")
-            self._lasts = False
+            if who in self._failing:
+                self._failing.discard(who)
+                if not self._failing:
+                    logger.warning("the database can be asked for messages again")
 
 
 class Wakeups:
@@ -136,13 +137,13 @@ class Wakeups:
                 assert self._make_signals is not None
                 self._signals = self._make_signals(bell)
                 self._look_at_once()
-                self._outage.ends()
+                self._outage.ends(self)
                 pause = PAUSES[0]
                 self._look_at_signs(self._signals, bell)
             except Exception as error:
                 if bell.has_rung:
                     break
-                self._outage.begins(error)
+                self._outage.begins(self, error)
                 bell.wait(pause)
                 pause = min(2 * pause, PAUSES[1])
             finally:

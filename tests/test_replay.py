@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import aclosing
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -138,6 +139,19 @@ def test_what_was_kept_goes_with_its_channel(feed: Feed, database: Database) -> 
     feed.read(1)
     feed.repository.delete("feed")
     assert set(table_counts(database).values()) == {0}
+
+
+def test_pruning_takes_what_was_kept_for_nobody(feed: Feed, database: Database) -> None:
+    feed.push(0, 1)
+    feed.read(2)
+    database.prune(older_than=timedelta(days=-1))
+    assert table_counts(database)["sse_delivered_messages"] == 2
+    with database.engine.begin() as connection:
+        connection.execute(text("DELETE FROM sse_connections"))
+    database.prune(older_than=timedelta(days=1))
+    assert table_counts(database)["sse_delivered_messages"] == 2
+    database.prune(older_than=timedelta(days=-1))
+    assert not {"sse_delivered_messages", "sse_delivery_positions"} & set(table_counts(database))
 
 
 def test_without_replay_nothing_is_kept_and_no_event_has_an_id(database: Database) -> None:
