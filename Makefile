@@ -5,7 +5,7 @@ READY := .venv/.ready
 # Interpreters that pyenv keeps off the PATH.
 PYENV_BINS := $(subst $(eval) ,:,$(wildcard $(HOME)/.pyenv/versions/3.1*/bin))
 
-.PHONY: help demo test lint coverage bench test-matrix test-legs clean
+.PHONY: help demo live test lint coverage bench test-matrix test-legs clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -19,6 +19,10 @@ $(READY): pyproject.toml $(wildcard migrations/*.py)
 
 demo: $(READY) ## the main job, on SQLite; ARGS="--url postgresql://..." for another database
 	$(BIN)/python examples/demo.py $(ARGS)
+
+live: export ERIC_SSE_SQL_URL ?= sqlite:///live_feed.db
+live: $(READY) ## a page that shows what others type, on SQLite; ARGS="--port 8001 --workers 2" for the server
+	$(BIN)/uvicorn app:app --app-dir examples/live_feed $(ARGS)
 
 test: lint ## lint, types, and the tests on SQLite in memory, SQLite in a file, and Postgres
 	$(BIN)/pytest $(ARGS)
@@ -43,4 +47,4 @@ test-legs: $(READY) ## the tests on eric-sse 2.0, and on the lowest dependencies
 	PATH="$(PYENV_BINS):$$PATH" $(BIN)/tox run -e eric20,lowest $(ARGS)
 
 clean: ## remove what the other targets made
-	rm -rf .venv .tox build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .tox build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis live_feed.db*
