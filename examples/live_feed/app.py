@@ -1,7 +1,7 @@
 """A live page: what is typed on one is shown on all, whatever happens to the processes that serve them.
 
-An example: it has NO authentication. Whoever reaches it reads and writes; keep it on 127.0.0.1. `make live` runs it, or,
-in this folder, any number of workers on a SQLite file or a Postgres database:
+An example: it has NO authentication. Whoever reaches it reads and writes; keep it on 127.0.0.1. `make live` runs it,
+or, in this folder, any number of workers on a SQLite file or a Postgres database:
 
     pip install "eric_sse_sql[postgres]" starlette sse-starlette uvicorn
     export ERIC_SSE_SQL_URL=sqlite:////tmp/live.db  # or postgresql://user@host/name
@@ -47,8 +47,8 @@ BEFORE_ALL = "0"  # the id of an event before the first one of a listener
 # The page needs nothing from elsewhere, and nothing else may slip in.
 HEADERS = {
     "Cache-Control": "no-cache",
-    "Content-Security-Policy": "default-src 'none'; connect-src 'self'; img-src data:; "
-    "script-src 'unsafe-inline'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Content-Security-Policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+    "img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
 }
 PAGE = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
 
