@@ -20,9 +20,9 @@ import pytest
 from eric_sse.message import Message
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 from sqlalchemy import URL, make_url, text
-from workers import until
+from workers import repository, until
 
-from eric_sse_sql import Database, SqlSSEChannelRepository
+from eric_sse_sql import Database
 from eric_sse_sql.contract import ERIC_SSE_2_0
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "live_feed"
@@ -81,7 +81,7 @@ class Server:
 def broadcast(url: str, sent: Synchronized[int], is_over: Event) -> None:
     """The work of a process: broadcast one number after the other, and tell how far it is."""
     with Database(url) as database:
-        channel = SqlSSEChannelRepository(database).load_one("live")
+        channel = repository(database, of_21=True).load_one("live")
         for number in iter(lambda: sent.value + 1, None):
             if is_over.wait(PAUSE):
                 return
