@@ -33,7 +33,7 @@ QUIET = (
 )
 PATIENCE = 30.0  # seconds until a wait fails
 PAUSE = 0.03  # seconds between two numbered messages
-ANSWERS = "replayed (\\d+) messages?\\.$"
+REPLAYED = re.compile(r"replayed (\d+) messages?\.$")
 
 pytestmark = [
     pytest.mark.skipif(ERIC_SSE_2_0, reason="the live page is built on the repositories of eric-sse 2.1"),
@@ -82,11 +82,9 @@ def broadcast(url: str, sent: Synchronized[int], is_over: Event) -> None:
     """The work of a process: broadcast one number after the other, and tell how far it is."""
     with Database(url) as database:
         channel = repository(database, of_21=True).load_one("live")
-        for number in iter(lambda: sent.value + 1, None):
-            if is_over.wait(PAUSE):
-                return
-            channel.broadcast(Message("message", {"text": f"number {number}", "sent": time.time()}))
-            sent.value = number
+        while not is_over.wait(PAUSE):
+            channel.broadcast(Message("message", {"text": f"number {sent.value + 1}", "sent": time.time()}))
+            sent.value += 1
 
 
 @contextmanager
@@ -168,8 +166,8 @@ def texts(page: Page) -> list[str]:
 
 def count_replayed(page: Page) -> int:
     """How many messages a page says that were replayed."""
-    shows(page, "Replay", re.compile(ANSWERS))
-    match = re.search(ANSWERS, page.get_by_label("Replay").inner_text())
+    shows(page, "Replay", REPLAYED)
+    match = REPLAYED.search(page.get_by_label("Replay").inner_text())
     assert match is not None
     return int(match[1])
 
