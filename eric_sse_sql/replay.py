@@ -97,16 +97,16 @@ class Replay:
             last = rows[0][0] if rows else 0
         seen = self._last_event_id
         if seen is None:
-            self._after = last - self._moved
+            after = last - self._moved
         elif seen.isascii() and seen.isdigit() and int(seen) <= last:
-            self._after = int(seen)
-            kept = self._database.run(sql.READ, queue=self.queue.id, after=self._after, count=1)
-            if not kept and self._after < last:
-                self._after = last
+            after = int(seen)
+            if after < last and not self._database.run(sql.READ, queue=self.queue.id, after=after, count=1):
+                after = last
                 self._items.append(_Item(last, None))
         else:
-            self._after = last - self._moved
-            self._items.append(_Item(self._after, None))
+            after = last - self._moved
+            self._items.append(_Item(after, None))
+        self._after = after
 
     def _move(self) -> int | None:
         """Deliver what waits in the queue. Its last position, if there was something."""

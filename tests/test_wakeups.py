@@ -1,0 +1,332 @@
+"""Who waits for a message is woken, whichever process pushes it; who waits for none costs nothing."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psycopg
+import pytest
+from conftest import Statements
+from eric_sse.exception import NoMessagesException
+from eric_sse.message import Message
+from sqlalchemy import URL, text
+
+from eric_sse_sql import BlockingSqlQueue, Database, SqlQueue
+from eric_sse_sql.announcements import channel_of
+from eric_sse_sql.gates import Gate
+from eric_sse_sql.wakeups import FALLBACK_SECONDS
+
+Record = Callable[[Database], Statements]
+DEADLINE = 30  # seconds
+
+
+def pop_until_known_empty(queue: SqlQueue) -> None:
+    """Ask an empty queue until it asks the database no more."""
+    give_up = time.monotonic() + DEADLINE
+    while time.monotonic() < give_up:
+        with pytest.raises(NoMessagesException):
+            queue.pop()
+        if queue._database.wakeups.are_on and queue._empty_at == queue.gate.version:
+            return
+        time.sleep(0.01)
+    raise AssertionError("the wake-ups never began")
+
+
+def pop_soon(queue: SqlQueue, seconds: float = DEADLINE) -> Any:
+    """The payload of the next message, asked for again and again."""
+    give_up = time.monotonic() + seconds
+    while time.monotonic() < give_up:
+        try:
+            return queue.pop().payload
+        except NoMessagesException:
+            time.sleep(0.005)
+    raise AssertionError(f"no message in {seconds} seconds")
+
+
+@pytest.fixture
+def worker(shared_url: URL) -> Iterator[Database]:
+    with Database(shared_url) as made:
+        yield made
+
+
+@pytest.fixture
+def producer(shared_url: URL) -> Iterator[Database]:
+    """The same database as another process has it: on an engine of its own."""
+    with Database(shared_url) as made:
+        yield made
+
+
+# The gate
+
+
+def test_a_queue_that_is_known_to_be_empty_is_asked_for_nothing(database: Database, statements: Record) -> None:
+    queue = SqlQueue(database)
+    pop_until_known_empty(queue)
+    seen = statements(database)
+    for _ in range(1_000):
+        with pytest.raises(NoMessagesException):
+            queue.pop()
+    assert [statement for statement in seen if statement.startswith(("DELETE", "WITH"))] == []
+
+
+def test_a_push_of_this_process_is_popped_at_once(database: Database) -> None:
+    queue = SqlQueue(database)
+    pop_until_known_empty(queue)
+    SqlQueue(database, queue.id).push(Message("n", 7))
+    assert queue.pop().payload == 7
+
+
+def test_a_push_in_a_transaction_is_popped_once_it_is_committed(database: Database) -> None:
+    queue = SqlQueue(database)
+    pop_until_known_empty(queue)
+    with database.transaction():
+        queue.push(Message("n", 7))
+    assert queue.pop().payload == 7
+
+
+def test_inside_a_transaction_the_database_is_asked(database: Database) -> None:
+    queue = SqlQueue(database)
+    pop_until_known_empty(queue)
+    with database.transaction():
+        queue.push(Message("n", 7))
+        assert queue.pop().payload == 7
+        queue.push(Message("n", 8))
+        queue.push(Message("n", 9))
+        with pytest.raises(KeyError), database.transaction():
+            queue.pop()
+            raise KeyError
+    assert [queue.pop().payload, queue.pop().payload] == [8, 9]
+
+
+def test_a_push_of_another_process_is_noticed(worker: Database, producer: Database) -> None:
+    queue = SqlQueue(worker)
+    for n in range(20):
+        pop_until_known_empty(queue)
+        SqlQueue(producer, queue.id).push(Message("n", n))
+        assert pop_soon(queue) == n
+
+
+def test_a_message_that_plain_sql_inserts_is_noticed(worker: Database, producer: Database) -> None:
+    queue = SqlQueue(worker)
+    queue.push(Message("n", 7))
+    with producer.engine.begin() as connection:
+        row = connection.execute(text("SELECT queue_id, message_type, message FROM sse_messages")).one()
+    assert queue.pop().payload == 7
+    pop_until_known_empty(queue)
+    insert = text("INSERT INTO sse_messages (queue_id, message_type, message) VALUES (:queue, :kind, :blob)")
+    with producer.engine.begin() as connection:
+        connection.execute(insert, dict(zip(("queue", "kind", "blob"), row, strict=True)))
+    assert pop_soon(queue, FALLBACK_SECONDS + DEADLINE) == 7
+
+
+def test_a_lease_that_expires_is_noticed(worker: Database) -> None:
+    queue = SqlQueue(worker)
+    queue.push(Message("n", 7))
+    queue._lease(0.5)  # and no more: its process has died
+    pop_until_known_empty(queue)
+    assert pop_soon(queue) == 7
+
+
+def test_a_message_that_is_given_back_is_noticed(worker: Database, producer: Database) -> None:
+    queue = SqlQueue(worker)
+    queue.push(Message("n", 7))
+    with pytest.raises(KeyError), SqlQueue(producer, queue.id).receive():
+        pop_until_known_empty(queue)
+        raise KeyError
+    assert pop_soon(queue) == 7
+
+
+def test_a_blocking_queue_wakes_up(worker: Database, producer: Database) -> None:
+    queue = BlockingSqlQueue(worker)
+    timers = [threading.Timer(n / 10, lambda n=n: SqlQueue(producer, queue.id).push(Message("n", n))) for n in range(5)]
+    for timer in timers:
+        timer.start()
+    assert [queue.pop(DEADLINE).payload for _ in timers] == list(range(5))
+    for timer in timers:
+        timer.join()
+
+
+def test_a_callback_that_raises_stops_nobody_and_is_called_no_more(caplog: pytest.LogCaptureFixture) -> None:
+    gate, called = Gate("q"), list[str]()
+
+    def fail() -> None:
+        called.append("fail")
+        raise ValueError
+
+    gate.subscribe(fail)
+    gate.subscribe(lambda: called.append("go on"))
+    gate.open()
+    gate.open()
+    assert sorted(called) == ["fail", "go on", "go on"]
+    assert len(caplog.records) == 1
+
+
+# Life
+
+
+def test_closing_ends_the_thread(worker: Database) -> None:
+    pop_until_known_empty(SqlQueue(worker))
+    thread = worker.wakeups._thread
+    assert thread is not None and thread.is_alive()
+    worker.close()
+    assert not thread.is_alive()
+
+
+def test_a_database_that_is_dropped_leaves_no_thread(shared_url: URL) -> None:
+    dropped = Database(shared_url)
+    queue = SqlQueue(dropped)
+    for n in range(3):
+        queue.push(Message("n", n))
+    while pop_soon(queue) < 2:
+        pass
+    pop_until_known_empty(queue)
+    threads = [dropped.wakeups._thread, dropped._announcer and dropped._announcer._thread]
+    del dropped, queue
+    gc.collect()
+    give_up = time.monotonic() + DEADLINE
+    while any(thread is not None and thread.is_alive() for thread in threads):
+        assert time.monotonic() < give_up
+        time.sleep(0.01)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this machine can't fork")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_forked_child_has_wake_ups_of_its_own(worker: Database, producer: Database) -> None:
+    queue = SqlQueue(worker)
+    pop_until_known_empty(queue)
+    child = os.fork()
+    if child == 0:
+        try:
+            SqlQueue(worker, "to the parent").push(Message("ready"))
+            os._exit(BlockingSqlQueue(worker, queue.id).pop(DEADLINE).payload)
+        except BaseException:
+            os._exit(1)
+    assert BlockingSqlQueue(worker, "to the parent").pop(DEADLINE).type == "ready"
+    SqlQueue(producer, queue.id).push(Message("n", 42))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 42
+    pop_until_known_empty(queue)
+    SqlQueue(producer, queue.id).push(Message("n", 43))
+    assert pop_soon(queue) == 43
+
+
+def test_an_outage_is_a_line_when_it_begins_and_one_when_it_ends(
+    worker: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, "eric_sse_sql")
+    pop_until_known_empty(SqlQueue(worker))
+    queues = [BlockingSqlQueue(worker) for _ in range(5)]
+    for queue in queues:
+        queue.gate.watch()
+    with worker.engine.begin() as connection:
+        connection.execute(text("ALTER TABLE sse_messages RENAME TO elsewhere"))
+    _wait_for(lambda: len(caplog.records) == 1)
+    time.sleep(1)
+    with worker.engine.begin() as connection:
+        connection.execute(text("ALTER TABLE elsewhere RENAME TO sse_messages"))
+    _wait_for(lambda: len(caplog.records) == 2)
+    assert "can't be asked" in caplog.messages[0] and "again" in caplog.messages[1]
+
+
+def _wait_for(condition: Callable[[], bool]) -> None:
+    give_up = time.monotonic() + DEADLINE
+    while not condition():
+        assert time.monotonic() < give_up
+        time.sleep(0.01)
+
+
+# Postgres
+
+
+@pytest.fixture
+def postgres(migrated_postgres: URL) -> Iterator[URL]:
+    yield migrated_postgres
+    with Database(migrated_postgres) as made, made.engine.begin() as connection:
+        connection.execute(text("TRUNCATE sse_messages"))
+
+
+LISTENING = """
+    SELECT pid FROM pg_stat_activity
+    WHERE datname = current_database() AND (query LIKE 'LISTEN%' OR query = 'SELECT 1')
+"""
+
+
+def listening(database: Database) -> list[int]:
+    with database.engine.connect() as connection:
+        return list(connection.scalars(text(LISTENING)))
+
+
+def test_one_connection_listens_outside_the_pool(postgres: URL) -> None:
+    with Database(postgres) as database:
+        queues = [SqlQueue(database) for _ in range(20)]
+        for queue in queues:
+            pop_until_known_empty(queue)
+        assert len(listening(database)) == 1
+        assert database.engine.pool.checkedout() <= 1  # type: ignore[attr-defined]  # a look, at the most
+    with Database(postgres) as database:
+        _wait_for(lambda: listening(database) == [])
+
+
+def test_a_listening_connection_that_is_killed_comes_back(postgres: URL) -> None:
+    with Database(postgres) as worker, Database(postgres) as producer:
+        queue = SqlQueue(worker)
+        pop_until_known_empty(queue)
+        (killed,) = listening(producer)
+        with producer.engine.begin() as connection:
+            connection.execute(text(f"SELECT pg_terminate_backend({killed})"))
+        SqlQueue(producer, queue.id).push(Message("n", 7))
+        assert pop_soon(queue) == 7
+        _wait_for(lambda: listening(producer) not in ([], [killed]))
+        pop_until_known_empty(queue)
+        SqlQueue(producer, queue.id).push(Message("n", 8))
+        assert pop_soon(queue) == 8
+
+
+def test_without_notifications_nobody_listens_and_messages_arrive(postgres: URL) -> None:
+    with Database(postgres, notify=False) as worker, Database(postgres, notify=False) as producer:
+        with psycopg.connect(_conninfo(postgres), autocommit=True) as ear:
+            ear.execute(f'LISTEN "{channel_of(None)}"')
+            queue = SqlQueue(worker)
+            pop_until_known_empty(queue)
+            SqlQueue(producer, queue.id).push(Message("n", 7))
+            assert pop_soon(queue) == 7
+            assert list(ear.notifies(timeout=0.2)) == []
+        assert len(listening(producer)) == 0
+
+
+def test_many_pushes_are_few_notifications_the_last_after_the_last_push(postgres: URL) -> None:
+    with Database(postgres) as producer, psycopg.connect(_conninfo(postgres), autocommit=True) as ear:
+        ear.execute(f'LISTEN "{channel_of(None)}"')
+        queue = SqlQueue(producer)
+        began = time.monotonic()
+        for n in range(200):
+            queue.push(Message("n", n))
+        took = time.monotonic() - began
+        heard = list(ear.notifies(timeout=0.5))
+        assert {notification.payload for notification in heard} == {""}
+        assert 1 <= len(heard) <= 3 + took / 0.01
+        assert len(heard) < 200
+
+
+@pytest.mark.parametrize("schema", [None, "sse", "s" * 63])
+def test_the_name_of_a_channel_is_short(schema: str | None) -> None:
+    assert len(channel_of(schema).encode()) <= 63
+
+
+def test_processes_with_tables_in_a_schema_wake_each_other(new_postgres: Callable[[], URL]) -> None:
+    url, schema = new_postgres(), "s" * 63
+    with Database(url, schema=schema) as worker, Database(url, schema=schema) as producer:
+        worker.upgrade()
+        queue = SqlQueue(worker)
+        pop_until_known_empty(queue)
+        SqlQueue(producer, queue.id).push(Message("n", 7))
+        assert pop_soon(queue) == 7
+
+
+def _conninfo(url: URL) -> str:
+    return url.set(drivername="postgresql").render_as_string(hide_password=False)
