@@ -44,7 +44,7 @@ class Announcer:
         """Whether a push that is about to begin is to notify by itself."""
         with self._changed:
             now = time.monotonic()
-            if now < self._window_ends:
+            if self._is_owed or now < self._window_ends:
                 return False
             self._window_ends = now + WINDOW_SECONDS
             return True

@@ -245,6 +245,8 @@ class Database(HeldByReference):
             self.run(publication.notifying, notify_channel=self._channel, **parameters)
         else:
             self.run(publication.plain, **parameters)
+            if self._announcer is not None:
+                self._announcer.follow()
         self._announce(queue_ids)
 
     def publish_many(
