@@ -1,0 +1,294 @@
+"""Streams in asyncio: in order, once, and never on the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing, suppress
+from typing import Any
+
+import pytest
+from conftest import Statements
+from eric_sse.exception import InvalidListenerException, NoMessagesException
+from eric_sse.listener import MessageQueueListener
+from eric_sse.message import Message, MessageContract
+from sqlalchemy import URL, text
+
+from eric_sse_sql import Database, SqlQueue
+from eric_sse_sql.contract import ERIC_SSE_2_0, make_connection, register
+
+if ERIC_SSE_2_0:
+    pytest.skip("eric-sse 2.0 has no such channel", allow_module_level=True)
+
+from eric_sse.prefabs import SSEChannel
+
+from eric_sse_sql import SqlConnectionsFactory, SqlSSEChannel
+
+Record = Callable[[Database], Statements]
+DEADLINE = 30  # seconds
+
+
+class Noting(MessageQueueListener):
+    """Notes what it hears, and fails where it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard: list[Any] = []
+
+    def on_message(self, msg: MessageContract) -> None:
+        if msg.payload == "fail":
+            raise ValueError("as it was told")
+        self.heard.append(msg.payload)
+
+
+def connected(database: Database, **options: Any) -> tuple[SqlSSEChannel, Noting, SqlQueue]:
+    channel = SqlSSEChannel(connections_factory=SqlConnectionsFactory(database), **options)
+    listener = Noting()
+    channel.register_listener(listener)
+    listener.start()
+    return channel, listener, channel._get_queue(listener.id)
+
+
+def run(main: Callable[[], Awaitable[Any]]) -> Any:
+    async def in_time() -> Any:
+        return await asyncio.wait_for(main(), DEADLINE)
+
+    return asyncio.run(in_time())
+
+
+async def events(channel: Any, listener: MessageQueueListener, count: int) -> list[Any]:
+    found: list[Any] = []
+    async with aclosing(channel.message_stream(listener)) as stream:
+        while len(found) < count:
+            found.append(await anext(stream))
+    return found
+
+
+def left(queue: SqlQueue) -> list[Any]:
+    """What is in a queue, which is empty then."""
+    payloads: list[Any] = []
+    with suppress(NoMessagesException):
+        while True:
+            payloads.append(queue.pop().payload)
+    return payloads
+
+
+def test_messages_of_before_and_after_arrive_in_order(database: Database) -> None:
+    channel, listener, queue = connected(database)
+    queue.push_many(Message("n", n) for n in range(150))
+
+    async def main() -> list[Any]:
+        task = asyncio.create_task(events(channel, listener, 160))
+        await asyncio.sleep(0.2)
+        for n in range(150, 160):
+            await asyncio.to_thread(queue.push, Message("n", n))
+        return await task
+
+    assert [event["data"] for event in run(main)] == list(range(160))
+    assert listener.heard == list(range(160))
+    assert left(queue) == []
+
+
+def test_stopping_the_listener_ends_an_idle_stream(database: Database) -> None:
+    channel, listener, _ = connected(database)
+
+    async def main() -> list[Any]:
+        asyncio.get_running_loop().call_later(0.3, listener.stop)
+        return [event async for event in channel.message_stream(listener)]
+
+    assert run(main) == []
+
+
+def test_stopping_the_listener_ends_a_busy_stream(database: Database) -> None:
+    channel, listener, queue = connected(database)
+    queue.push_many(Message("n", n) for n in range(10))
+
+    async def main() -> list[Any]:
+        found = []
+        async for event in channel.message_stream(listener):
+            found.append(event["data"])
+            if len(found) == 3:
+                listener.stop()
+        return found
+
+    assert run(main) == [0, 1, 2]
+    assert left(queue) == list(range(3, 10))
+
+
+def test_an_unknown_listener_is_refused(database: Database) -> None:
+    channel, _, _ = connected(database)
+    with pytest.raises(InvalidListenerException):
+        run(lambda: events(channel, MessageQueueListener(), 1))
+
+
+def test_the_delay_of_the_channel_limits_the_rate(database: Database) -> None:
+    channel, listener, queue = connected(database, stream_delay_seconds=0.1)
+    queue.push_many(Message("n", n) for n in range(4))
+    began = time.monotonic()
+    run(lambda: events(channel, listener, 4))
+    assert time.monotonic() - began >= 0.3
+
+
+def test_a_listener_that_raises_is_an_error_and_the_stream_goes_on(database: Database) -> None:
+    channel, listener, queue = connected(database)
+    queue.push_many(Message("n", payload) for payload in (1, "fail", 2))
+    found = run(lambda: events(channel, listener, 3))
+    assert [(event["event"], event["data"]) for event in found] == [("n", 1), ("error", None), ("n", 2)]
+
+
+def test_a_message_that_can_not_be_read_is_an_error_and_stays(database: Database) -> None:
+    channel, listener, queue = connected(database)
+    queue.push_many(Message("n", n) for n in range(3))
+    damage = text("UPDATE sse_messages SET message = :blob WHERE id = (SELECT min(id) + 1 FROM sse_messages)")
+    with database.engine.begin() as connection:
+        good = connection.scalar(text("SELECT message FROM sse_messages ORDER BY id LIMIT 1 OFFSET 1"))
+        connection.execute(damage, {"blob": b"damaged"})
+    found = run(lambda: events(channel, listener, 2))
+    assert [(event["event"], event["data"]) for event in found] == [("n", 0), ("error", None)]
+    with database.engine.begin() as connection:
+        connection.execute(
+            text("UPDATE sse_messages SET message = :blob WHERE id = (SELECT min(id) FROM sse_messages)"),
+            {"blob": good},
+        )
+    assert left(queue) == [1, 2]
+
+
+def test_50_consumers_that_go_away_lose_nothing(database: Database) -> None:
+    channel, listener, queue = connected(database)
+    queue.push_many(Message("n", n) for n in range(500))
+    rng = random.Random(50)
+
+    async def main() -> list[Any]:
+        seen: list[Any] = []
+
+        async def consume() -> None:
+            async with aclosing(channel.message_stream(listener)) as stream:
+                async for event in stream:
+                    seen.append(event["data"])
+
+        for _ in range(50):
+            task = asyncio.create_task(consume())
+            for _ in range(rng.randint(0, 8)):
+                await asyncio.sleep(rng.choice([0, 0, 0.001]))
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+            await asyncio.sleep(0.01)  # a fetch that was under way gives back what it gets
+        return seen
+
+    seen = run(main)
+    assert seen + left(queue) == list(range(500))
+
+
+def test_the_event_loop_goes_on_while_the_database_is_locked(shared_url: URL) -> None:
+    with Database(shared_url) as database, Database(shared_url) as other:
+        channel, listener, queue = connected(database)
+        is_locked, beats = threading.Event(), [0]
+
+        def lock() -> None:
+            with other.transaction():
+                if other.engine.dialect.name == "postgresql":
+                    other.connection().execute(text("LOCK TABLE sse_messages IN ACCESS EXCLUSIVE MODE"))
+                is_locked.set()
+                time.sleep(1)
+                SqlQueue(other, queue.id).push(Message("n", 7))
+
+        async def main() -> list[Any]:
+            async def beat() -> None:
+                while True:
+                    await asyncio.sleep(0.01)
+                    beats[0] += 1
+
+            heart = asyncio.create_task(beat())
+            holder = asyncio.create_task(asyncio.to_thread(lock))
+            await asyncio.to_thread(is_locked.wait)
+            found = await events(channel, listener, 1)
+            await holder
+            heart.cancel()
+            return found
+
+        assert [event["data"] for event in run(main)] == [7]
+        assert beats[0] >= 20
+
+
+def test_an_outage_is_one_error_and_ends_by_itself(database: Database) -> None:
+    channel, listener, queue = connected(database)
+
+    def rename(one: str, other: str) -> None:
+        with database.engine.begin() as connection:
+            connection.execute(text(f"ALTER TABLE {one} RENAME TO {other}"))
+
+    async def main() -> list[Any]:
+        await asyncio.to_thread(rename, "sse_messages", "elsewhere")
+        task = asyncio.create_task(events(channel, listener, 2))
+        await asyncio.sleep(0.8)
+        await asyncio.to_thread(rename, "elsewhere", "sse_messages")
+        await asyncio.to_thread(queue.push, Message("n", 7))
+        return await task
+
+    assert [(event["event"], event["data"]) for event in run(main)] == [("error", None), ("n", 7)]
+
+
+def test_idle_streams_cost_no_statement_but_the_looks_of_one_thread(database: Database, statements: Record) -> None:
+    channel = SqlSSEChannel(connections_factory=SqlConnectionsFactory(database))
+    listeners = [channel.add_listener() for _ in range(200)]
+    for listener in listeners:
+        listener.start()
+
+    async def main() -> list[str]:
+        async def consume(listener: MessageQueueListener) -> None:
+            async for _ in channel.message_stream(listener):
+                pass
+
+        tasks = [asyncio.create_task(consume(listener)) for listener in listeners]
+        await asyncio.sleep(2)
+        seen = statements(database)
+        await asyncio.sleep(3)
+        idle = list(seen)
+        for listener in listeners:
+            listener.stop()
+        await asyncio.gather(*tasks)
+        return idle
+
+    idle = run(main)
+    assert all(statement.startswith("SELECT") for statement in idle)
+    assert len(idle) <= (20 if database.engine.url.database in (None, "", ":memory:") else 5)
+
+
+def test_a_channel_of_eric_sse_costs_hardly_more_while_it_is_idle(database: Database, statements: Record) -> None:
+    channel = SSEChannel(connections_factory=SqlConnectionsFactory(database))
+    listener = channel.add_listener()
+    listener.start()
+    queue = channel._get_queue(listener.id)
+
+    async def main() -> tuple[int, list[Any]]:
+        task = asyncio.create_task(events(channel, listener, 1))
+        await asyncio.sleep(1)
+        seen = statements(database)
+        await asyncio.sleep(1)
+        idle = len([statement for statement in seen if not statement.startswith("SELECT")])
+        await asyncio.to_thread(queue.push, Message("n", 7))
+        return idle, await task
+
+    idle, found = run(main)
+    assert idle == 0
+    assert [event["data"] for event in found] == [7]
+
+
+class Doubling(SqlQueue):
+    """A queue that changes what is popped."""
+
+    def pop(self) -> MessageContract:
+        message = super().pop()
+        return Message(message.type, message.payload * 2)  # type: ignore[operator]
+
+
+def test_a_queue_with_a_pop_of_its_own_is_streamed_through_it(database: Database) -> None:
+    channel, listener, queue = SqlSSEChannel(), Noting(), Doubling(database)
+    register(channel, make_connection(listener, queue, "c"))
+    listener.start()
+    queue.push(Message("n", 21))
+    assert [event["data"] for event in run(lambda: events(channel, listener, 1))] == [42]
