@@ -232,6 +232,36 @@ def test_an_outage_is_one_error_and_ends_by_itself(database: Database) -> None:
     assert [(event["event"], event["data"]) for event in run(main)] == [("error", None), ("n", 7)]
 
 
+def test_a_stream_goes_on_when_the_server_has_dropped_every_connection(migrated_postgres: URL) -> None:
+    drop = text(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+        "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
+    with Database(migrated_postgres) as database, Database(migrated_postgres) as other:
+        channel, listener, queue = connected(database)
+        seen: list[Any] = []
+
+        async def consume() -> None:
+            async for event in channel.message_stream(listener):
+                if event["event"] != "error":
+                    seen.append(event["data"])
+
+        async def main() -> None:
+            task = asyncio.create_task(consume())
+            for n in range(3):
+                await asyncio.sleep(0.3)
+                with other.engine.connect() as connection:
+                    connection.execute(drop)
+                await asyncio.to_thread(SqlQueue(other, queue.id).push, Message("n", n))
+                while len(seen) <= n:
+                    await asyncio.sleep(0.01)
+            listener.stop()
+            await task
+
+        run(main)
+        assert seen == [0, 1, 2]
+
+
 def test_idle_streams_cost_no_statement_but_the_looks_of_one_thread(database: Database, statements: Record) -> None:
     channel = SqlSSEChannel(connections_factory=SqlConnectionsFactory(database))
     listeners = [channel.add_listener() for _ in range(200)]

@@ -15,9 +15,10 @@ import pytest
 from conftest import Statements
 from eric_sse.exception import NoMessagesException
 from eric_sse.message import Message
+from proxy import Proxy
 from sqlalchemy import URL, text
 
-from eric_sse_sql import BlockingSqlQueue, Database, SqlQueue
+from eric_sse_sql import BlockingSqlQueue, Database, SqlQueue, signals, wakeups
 from eric_sse_sql.announcements import channel_of
 from eric_sse_sql.gates import Gate
 from eric_sse_sql.wakeups import FALLBACK_SECONDS
@@ -285,6 +286,25 @@ def test_a_listening_connection_that_is_killed_comes_back(postgres: URL) -> None
         pop_until_known_empty(queue)
         SqlQueue(producer, queue.id).push(Message("n", 8))
         assert pop_soon(queue) == 8
+
+
+def test_a_listening_connection_that_answers_no_more_is_replaced(
+    postgres: URL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(signals, "ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr(wakeups, "LOOK_SECONDS", 0.3)
+    with Proxy(postgres) as proxy, Database(proxy.url) as worker, Database(postgres) as producer:
+        queue = SqlQueue(worker)
+        pop_until_known_empty(queue)
+        assert len(proxy.listening) == 1
+        proxy.freeze()
+        for n in range(3):
+            SqlQueue(producer, queue.id).push(Message("n", n))
+            assert pop_soon(queue) == n
+        _wait_for(lambda: len(proxy.listening) == 2)
+        pop_until_known_empty(queue)
+        SqlQueue(producer, queue.id).push(Message("n", 7))
+        assert pop_soon(queue) == 7
 
 
 def test_without_notifications_nobody_listens_and_messages_arrive(postgres: URL) -> None:

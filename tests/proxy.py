@@ -1,0 +1,72 @@
+"""A proxy between a test and Postgres, which can make a connection answer no more."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from contextlib import suppress
+
+from sqlalchemy import URL
+
+LISTEN = b"LISTEN"
+
+
+class Proxy:
+    """Forwards connections on 127.0.0.1 to a server, until those that listen are frozen."""
+
+    def __init__(self, server: URL) -> None:
+        self._server = server
+        self._door = socket.create_server(("127.0.0.1", 0))
+        self._is_over = threading.Event()
+        self._frozen: set[socket.socket] = set()
+        self._ends: list[socket.socket] = []
+        self.listening: list[socket.socket] = []  # every connection that has listened, as its client sees it
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    @property
+    def url(self) -> URL:
+        """Leads to the server through the proxy."""
+        query = {name: value for name, value in self._server.query.items() if name != "host"}
+        return self._server.set(host="127.0.0.1", port=self._door.getsockname()[1], query=query)
+
+    def freeze(self) -> None:
+        """Forward nothing more of those that listen now, and close none."""
+        self._frozen |= set(self.listening)
+
+    def __enter__(self) -> Proxy:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._is_over.set()
+        for end in (self._door, *self._ends):
+            with suppress(OSError):
+                end.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._door.accept()
+                server = self._connect()
+                self._ends += [client, server]
+                threading.Thread(target=self._pump, args=(client, server, client), daemon=True).start()
+                threading.Thread(target=self._pump, args=(server, client, client), daemon=True).start()
+
+    def _connect(self) -> socket.socket:
+        folder = self._server.query.get("host")
+        if isinstance(folder, str) and folder.startswith("/"):
+            server = socket.socket(socket.AF_UNIX)
+            server.connect(f"{folder}/.s.PGSQL.{self._server.port or 5432}")
+            return server
+        return socket.create_connection((self._server.host or "127.0.0.1", self._server.port or 5432))
+
+    def _pump(self, source: socket.socket, target: socket.socket, client: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                if source is client and LISTEN in data:
+                    self.listening.append(client)
+                while client in self._frozen and not self._is_over.wait(0.05):
+                    pass
+                target.sendall(data)
+        for end in (source, target):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
