@@ -94,6 +94,8 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Databas
             made.upgrade()
         yield made
         made.wakeups.close()  # whose thread may be looking
+        if made._announcer is not None:  # whose thread may be notifying
+            made._announcer.close()
         assert made.engine.pool.checkedout() == 0, "a connection leaked"
 
 
@@ -148,11 +150,17 @@ class Statements(list[str]):
 
 @pytest.fixture
 def statements() -> Callable[[Database], Statements]:
-    """Begins to record the statements of a database. Transaction control is not among them."""
+    """Begins to record the statements of a database. Transaction control is not among them, nor is the notification
+    that a thread sends for many pushes together."""
 
     def record(database: Database) -> Statements:
         seen = Statements()
-        event.listen(database.engine, "before_cursor_execute", lambda *args: seen.append(args[2]))
+
+        @event.listens_for(database.engine, "before_cursor_execute")
+        def note(connection: object, cursor: object, statement: str, *others: object) -> None:
+            if not statement.startswith("SELECT pg_notify"):
+                seen.append(statement)
+
         return seen
 
     return record
