@@ -120,12 +120,3 @@ CHANNEL_PEERS: Mapping[str, Mapping[str, Goal]] = {
     BROADCAST: {REDIS_CHANNELS_IN_MEMORY: Goal(20, at_least=True)},
     DELETE: {REDIS_CHANNELS_IN_MEMORY: Goal(100, at_least=True)},
 }
-
-# Streams: milliseconds from dispatch to delivery, by percentile
-
-_SQLITE_LATENCY = {50: Goal(15), 99: Goal(60)}
-LATENCY: Mapping[str, Mapping[int, Goal]] = {
-    SQLITE_NORMAL: _SQLITE_LATENCY,
-    SQLITE_FULL: _SQLITE_LATENCY,
-    POSTGRES: {50: Goal(10), 99: Goal(50)},
-}

@@ -20,11 +20,6 @@ def peak_growth(work: Callable[[], object]) -> int | None:
     return _status("VmHWM") - before
 
 
-def resident() -> int:
-    """How many bytes a process has; 0 where nobody can tell."""
-    return _status("VmRSS") if (_SELF / "status").exists() else 0
-
-
 def _status(name: str) -> int:
     lines = (_SELF / "status").read_text().splitlines()
     kilobytes = next(line.split()[1] for line in lines if line.startswith(f"{name}:"))

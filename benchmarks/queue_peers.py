@@ -56,7 +56,6 @@ class RedisMessageQueue:
     """eric-redis-queues' queue."""
 
     def __init__(self, queue: Any, client: Any, key: str) -> None:
-        self.queue = queue
         self.push, self.pop = queue.push, queue.pop
         self._client = client
         self._key = key

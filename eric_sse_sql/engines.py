@@ -141,8 +141,12 @@ def _postgres_identity(connection: Connection | None, engine: Engine) -> object:
 
 
 def _prepare_postgres(connection: Any, record: object) -> None:
-    connection.execute("SET enable_seqscan = off")
-    connection.commit()
+    try:
+        connection.execute("SET enable_seqscan = off")
+        connection.commit()
+    except BaseException:  # of which SQLAlchemy would leave the connection open
+        connection.close()
+        raise
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, record: object) -> None:

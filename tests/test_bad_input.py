@@ -52,10 +52,12 @@ def used(request: pytest.FixtureRequest, database: Database) -> Iterator[Databas
     if request.param == "own engine":
         yield database
     elif database.engine.url.database is None:
-        yield Database(database.engine)  # there is no other way to the same memory
+        with Database(database.engine) as made:  # there is no other way to the same memory
+            yield made
     else:
         engine = create_engine(database.engine.url)
-        yield Database(engine)
+        with Database(engine) as made:
+            yield made
         engine.dispose()
 
 

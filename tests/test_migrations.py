@@ -325,7 +325,8 @@ def any_database(request: pytest.FixtureRequest, empty_url: URL) -> Iterator[Dat
         # https://docs.sqlalchemy.org/en/20/dialects/sqlite.html#sqlite-transactions
         event.listen(engine, "connect", lambda connection, _: setattr(connection, "isolation_level", None))
         event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
-    yield Database(engine)
+    with Database(engine) as made:
+        yield made
     engine.dispose()
 
 

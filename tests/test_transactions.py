@@ -46,9 +46,13 @@ def database(shared_url: URL) -> Iterator[Database]:
 
 
 @pytest.fixture(params=["the same engine", "another engine"])
-def joinable(request: pytest.FixtureRequest, engine: Engine, database: Database) -> Database:
+def joinable(request: pytest.FixtureRequest, engine: Engine, database: Database) -> Iterator[Database]:
     """A database on the application's engine, and one on an engine of its own."""
-    return Database(engine) if request.param == "the same engine" else database
+    if request.param == "another engine":
+        yield database
+        return
+    with Database(engine) as made:
+        yield made
 
 
 def waiting(database: Database, queue_id: str = "q") -> list[Any]:
