@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks import channels, queues, storage
+from benchmarks import channels, queues, storage, streams
 from benchmarks.databases import Backend, postgres_server, sqlite_files
 from benchmarks.figures import Figure
 from benchmarks.machine import facts, flush_seconds
@@ -28,7 +28,7 @@ DATABASES: dict[str, Callable[[], AbstractContextManager[Backend]]] = {
     "sqlite-full": lambda: sqlite_files("FULL"),
     "postgres": postgres_server,
 }
-SUITES = (storage.SUITE, queues.SUITE, channels.SUITE)
+SUITES = (storage.SUITE, queues.SUITE, channels.SUITE, streams.SUITE)
 OPERATIONS = [operation for suite in SUITES for operation in suite.operations]
 
 

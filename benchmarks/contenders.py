@@ -28,6 +28,10 @@ class Location:
         """As it is made from a URL."""
         return self._configured(Database(self.url))
 
+    def open_without_notifications(self) -> Database:
+        """The same, which tells no other process of what it pushes."""
+        return self._configured(Database(self.url, notify=False))
+
     def open_listened(self) -> Database:
         """The same, while somebody listens to the events of its engine."""
         database = self.open()

@@ -13,7 +13,7 @@ APPLICATION = "application's engine"
 
 @dataclass(frozen=True)
 class Goal:
-    """The ratio to reach, and the one to strive for: at most, or at least."""
+    """The ratio, or the value, to reach, and the one to strive for: at most, or at least."""
 
     ratio: float
     stretch: float | None = None
@@ -47,6 +47,8 @@ class Figure:
     :param size: which one
     :param memory: by how many bytes the process grew at the most, by contender
     :param is_rate: whether people rather read how many of them there are in a second
+    :param values: what was found, by contender, where it is not compared with anything; a goal is then about these
+    :param unit: of the values
     """
 
     database: str
@@ -58,16 +60,23 @@ class Figure:
     size: int = 0
     memory: Mapping[str, int] = field(default_factory=dict)
     is_rate: bool = False
+    values: Mapping[str, float] = field(default_factory=dict)
+    unit: str = ""
+
+    @property
+    def judged(self) -> float:
+        """What the goal is about."""
+        return (self.values or self.ratios)[OURS]
 
     @property
     def verdict(self) -> str:
         """Whether the goal is met; nothing where there is none."""
-        return "" if self.goal is None else self.goal.verdict(self.ratios[OURS])
+        return "" if self.goal is None else self.goal.verdict(self.judged)
 
     @property
     def is_missed(self) -> bool:
         """Whether there is a goal, and it is not met."""
-        return self.goal is not None and not self.goal.is_met(self.ratios[OURS])
+        return self.goal is not None and not self.goal.is_met(self.judged)
 
 
 def against_raw(

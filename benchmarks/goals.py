@@ -95,6 +95,23 @@ THROUGHPUT: Mapping[str, Mapping[str, Goal]] = {
     POSTGRES: {REDIS_QUEUE_ON_DISK: Goal(0.5, 0.7, at_least=True)},
 }
 
+# Streams. These goals are values, not ratios.
+
+REDIS_STREAM = "RedisQueue stream (no disk)"
+
+STATEMENTS_OF_IDLE = Goal(0)  # a stream and minute, beyond the looks of the one thread
+CPU_OF_IDLE = Goal(5)  # percent of a core
+_SQLITE_LATENCY = {50: Goal(15), 99: Goal(60)}  # ms, by percentile
+LATENCY: Mapping[str, Mapping[int, Goal]] = {
+    SQLITE_NORMAL: _SQLITE_LATENCY,
+    SQLITE_FULL: _SQLITE_LATENCY,
+    POSTGRES: {50: Goal(10), 99: Goal(50)},
+}
+NONE = Goal(0)  # messages lost, doubled or out of order
+FLAT = Goal(5)  # percent that memory grows after the first third of the time
+NOTIFYING = Goal(0.7, at_least=True)
+RECOVERY = Goal(2)  # seconds
+
 # Channels
 
 PERSIST = "persist"

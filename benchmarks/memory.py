@@ -20,6 +20,14 @@ def peak_growth(work: Callable[[], object]) -> int | None:
     return _status("VmHWM") - before
 
 
+def resident() -> int | None:
+    """How many bytes of memory the process has now; None where nobody can tell."""
+    if not (_SELF / "status").exists():
+        return None
+    gc.collect()
+    return _status("VmRSS")
+
+
 def _status(name: str) -> int:
     lines = (_SELF / "status").read_text().splitlines()
     kilobytes = next(line.split()[1] for line in lines if line.startswith(f"{name}:"))

@@ -43,7 +43,7 @@ class Report:
         """Tables in Markdown, aligned so that they read well as plain text too."""
         suite, peers = self.suite, self._peers()
         facts = "\n".join(f"- {name}: {fact}" for name, fact in self.machine.items())
-        amount, legend = _paragraph(suite.amount(self.sizes)), _paragraph(LEGEND.format(suite.legend))
+        amount, legend = _paragraph(suite.amount(self.sizes)), _paragraph(self._legend())
         parts = [f"# {suite.title}", facts, amount, self._outcome(), legend]
         for database, figures in self._by_database().items():
             parts += [f"## {database}", _table(_own_rows(figures, suite.contenders))]
@@ -69,9 +69,12 @@ class Report:
         shown = f"\n![{self.suite.title}]({picture.name})\n" if drawn else ""
         (folder / f"{self.suite.name}.md").write_text(self.markdown() + shown)
 
+    def _legend(self) -> str:
+        return LEGEND.format(self.suite.legend) if RAW in self.suite.contenders else self.suite.legend
+
     def _outcome(self) -> str:
         missed = [
-            f"- {figure.database}, {figure.operation}: {figure.ratios[OURS]:.2f} instead of {figure.goal}"
+            f"- {figure.database}, {figure.operation}: {figure.judged:.2f} instead of {_goal(figure)}"
             for figure in self.figures
             if figure.is_missed
         ]
@@ -94,7 +97,7 @@ def _own_rows(figures: Sequence[Figure], contenders: Sequence[str]) -> list[list
     rows = [["operation", *contenders, "goal", ""]]
     for figure in figures:
         cells = [_cell(figure, name) for name in contenders]
-        rows.append([figure.operation, *cells, str(figure.goal or ""), figure.verdict])
+        rows.append([figure.operation, *cells, _goal(figure), figure.verdict])
     return rows
 
 
@@ -112,7 +115,13 @@ def _peer_rows(figures: Sequence[Figure], peers: Sequence[str]) -> list[list[str
     return rows
 
 
+def _goal(figure: Figure) -> str:
+    return f"{figure.goal or ''} {figure.unit if figure.goal else ''}".strip()
+
+
 def _cell(figure: Figure, name: str) -> str:
+    if name in figure.values:
+        return f"{_number(figure.values[name])} {figure.unit}".strip()
     ratio = f"({figure.ratios[name]:.2f})" if name in figure.ratios else ""
     return " ".join(filter(None, [_amount(figure, name), ratio]))
 
@@ -126,6 +135,10 @@ def _amount(figure: Figure, name: str) -> str:
         return f"{1 / seconds:,.0f}/s"
     grown = f", {figure.memory[name] / 1e6:,.0f} MB" if name in figure.memory else ""
     return f"{_time(seconds)}{grown}"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.2f}"
 
 
 def _time(seconds: float) -> str:
@@ -152,6 +165,9 @@ def _as_json(figure: Figure) -> dict[str, Any]:
         "goal": asdict(figure.goal) if figure.goal else None,
         "verdict": figure.verdict,
     }
+    if figure.values:
+        content["values"] = {name: round(value, 3) for name, value in figure.values.items()}
+        content["unit"] = figure.unit
     if figure.memory:
         content["memory_bytes"] = dict(figure.memory)
     return content
