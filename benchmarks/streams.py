@@ -20,13 +20,13 @@ class Sizes:
     """How long each thing is done, and how often."""
 
     idle_streams: int = 1_000
-    idle_seconds: int = 20
+    idle_seconds: int = 10
     latencies: int = 500
     loaded_streams: int = 1_000
     load_seconds: int = 30
-    notify_rounds: int = 5
-    notify_seconds: int = 3
-    recoveries: int = 20
+    notify_rounds: int = 4
+    notify_seconds: int = 2
+    recoveries: int = 10
 
 
 QUICK = Sizes(idle_seconds=5, latencies=100, load_seconds=5, notify_rounds=2, notify_seconds=1, recoveries=4)
@@ -41,7 +41,8 @@ on eric-redis-queues, which asks all the time, in the same run, but not at the s
 dispatches is another process than who receives. A latency is the time from before the dispatch to the delivery; the
 first one holds the making of a connection. The statements of idle streams are those that go through the engine; beside
 them, the thread that looks for all asks SQLite for `PRAGMA data_version` every 7 ms, and a Postgres connection that was
-told nothing whether it is alive, as often as it looks. Processes and servers run on any core.""",
+told nothing whether it is alive, as often as it looks. Where many processes take part, they and
+servers run on any core.""",
     peers_legend="",
     contenders=(OURS, REDIS_STREAM),
     sizes=Sizes(),
