@@ -82,7 +82,7 @@ class Wakeups:
         self._thread: threading.Thread | None = None
         self._bell: Bell | None = None
         self._trusted_until = 0.0
-        for gate in list(self._gates.values()):
+        for gate in self._held():
             gate.renew()
 
     @property
@@ -97,6 +97,10 @@ class Wakeups:
             with self._lock:
                 gate = self._gates.setdefault(queue_id, Gate(queue_id))
         return gate
+
+    def _held(self) -> list[Gate]:
+        """All gates that somebody holds. References are copied in one step: threads add gates meanwhile."""
+        return [gate for reference in self._gates.valuerefs() if (gate := reference()) is not None]
 
     def announce(self, queue_ids: Iterable[str]) -> None:
         """Open the gates of queues in which something was committed."""
@@ -128,7 +132,7 @@ class Wakeups:
                 self._bell.ring()
         if thread is not None and thread is not threading.current_thread():
             thread.join(2 * ANSWER_SECONDS)
-        self.announce([gate.queue_id for gate in list(self._gates.values())])
+        self.announce([gate.queue_id for gate in self._held()])
 
     def _watch(self, bell: Bell) -> None:
         pause = PAUSES[0]
@@ -164,7 +168,7 @@ class Wakeups:
     def _look_at_once(self) -> float:
         """Look into all queues that are watched. How many seconds it took."""
         began = time.monotonic()
-        watched = [gate for gate in list(self._gates.values()) if gate.is_watched]
+        watched = [gate for gate in self._held() if gate.is_watched]
         if watched:
             self._look(watched)
         self._trusted_until = began + FALLBACK_SECONDS

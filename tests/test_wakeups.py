@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import random
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -166,6 +168,31 @@ def test_a_callback_that_raises_stops_nobody_and_is_called_no_more(caplog: pytes
     gate.open()
     assert sorted(called) == ["fail", "go on", "go on"]
     assert len(caplog.records) == 1
+
+
+def test_queues_come_while_others_are_looked_for(worker: Database) -> None:
+    kept = [SqlQueue(worker).gate for _ in range(500)]
+    is_over = threading.Event()
+
+    def come_and_go() -> None:
+        while not is_over.is_set():
+            worker.wakeups.gate(f"{threading.get_ident()}/{random.random()}")
+
+    threads = [threading.Thread(target=come_and_go) for _ in range(2)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        for thread in threads:
+            thread.start()
+        give_up = time.monotonic() + 1
+        while time.monotonic() < give_up:
+            worker.wakeups._look_at_once()
+    finally:
+        sys.setswitchinterval(interval)
+        is_over.set()
+        for thread in threads:
+            thread.join(DEADLINE)
+    assert len(kept) == 500
 
 
 # Life
