@@ -87,8 +87,9 @@ class Replay:
     def give_back(self, *items: _Item) -> None:
         """Nothing: what was fetched is kept."""
 
-    def close(self) -> None:
-        """Nothing, either."""
+    def close(self) -> bool:
+        """Nothing is to be given back."""
+        return False
 
     def _begin(self, last: int | None) -> None:
         """Find where the client stands, when ``last`` is the position of the queue."""

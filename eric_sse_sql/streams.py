@@ -53,10 +53,10 @@ class Supply(Protocol):
         """The id of its event."""
 
     def give_back(self, *items: Any) -> None:
-        """Do without items, and all that were to follow."""
+        """Do without items, and all that were to follow, in a thread."""
 
-    def close(self) -> None:
-        """The stream has ended, be it in the middle of a fetch."""
+    def close(self) -> bool:
+        """The stream has ended, be it in the middle of a fetch. Whether something is to be given back."""
 
 
 class Backlog:
@@ -101,16 +101,16 @@ class Backlog:
         return self._rows.popleft() if self._rows else None
 
     def give_back(self, *rows: Row) -> None:
-        """Put rows, and all that were to follow, back into the queue."""
-        given = [*rows, *self._rows]
-        self._rows.clear()
-        self.queue.give_back(given)
+        """Put rows, and all that were to follow, back into the queue, in a thread."""
+        with self._lock:
+            following, self._rows = self._rows, deque()
+        self.queue.give_back([*rows, *following])
 
-    def close(self) -> None:
-        """Put what is not delivered back into the queue, now or as soon as it was fetched."""
+    def close(self) -> bool:
+        """Put what is fetched from now on back into the queue. Whether something was that is to be given back."""
         with self._lock:
             self._is_closed = True
-        self.give_back()
+            return bool(self._rows)
 
 
 async def stream(
@@ -137,7 +137,7 @@ async def stream(
                 try:
                     message = supply.decoded(item)
                 except RepositoryError:
-                    supply.give_back(item)
+                    await _given_back(supply, item)
                     is_more = True
                     yield adapt(Message(ERROR), supply.event_id(item))
                     await _paused(PAUSES[1], listener)
@@ -164,7 +164,13 @@ async def stream(
             pause = PAUSES[0]
     finally:
         database.outage.ends(supply)
-        supply.close()
+        if supply.close():
+            await _given_back(supply)
+
+
+async def _given_back(supply: Supply, *items: Any) -> None:
+    """Give items back, and all that were to follow: whoever cancels the stream meanwhile does not stop that."""
+    await asyncio.shield(asyncio.get_running_loop().run_in_executor(None, supply.give_back, *items))
 
 
 def _event(

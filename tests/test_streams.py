@@ -6,13 +6,13 @@ import asyncio
 import random
 import threading
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import aclosing, suppress
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import aclosing, contextmanager, suppress
 from typing import Any
 
 import pytest
 from conftest import Statements
-from eric_sse.exception import InvalidListenerException, NoMessagesException
+from eric_sse.exception import InvalidListenerException, NoMessagesException, RepositoryError
 from eric_sse.listener import MessageQueueListener
 from eric_sse.message import Message, MessageContract
 from sqlalchemy import URL, text
@@ -74,6 +74,45 @@ def left(queue: SqlQueue) -> list[Any]:
         while True:
             payloads.append(queue.pop().payload)
     return payloads
+
+
+@contextmanager
+def locked(url: URL) -> Iterator[None]:
+    """Another process holds the messages locked, though not so long that an event loop that waits for it hangs."""
+    is_locked, may_end = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with Database(url) as other, other.transaction():
+            if other.engine.dialect.name == "postgresql":
+                other.connection().execute(text("LOCK TABLE sse_messages IN ACCESS EXCLUSIVE MODE"))
+            is_locked.set()
+            may_end.wait(10)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    try:
+        assert is_locked.wait(DEADLINE)
+        yield
+    finally:
+        may_end.set()
+        thread.join(DEADLINE)
+
+
+class Heart:
+    """Counts how often the event loop comes round, 100 times a second at the most."""
+
+    def __init__(self) -> None:
+        self.beats = 0
+        self._task = asyncio.create_task(self._beat())
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(0.01)
+            self.beats += 1
+
+    def stop(self) -> int:
+        self._task.cancel()
+        return self.beats
 
 
 def test_messages_of_before_and_after_arrive_in_order(database: Database) -> None:
@@ -184,34 +223,122 @@ def test_50_consumers_that_go_away_lose_nothing(database: Database) -> None:
 
 
 def test_the_event_loop_goes_on_while_the_database_is_locked(shared_url: URL) -> None:
-    with Database(shared_url) as database, Database(shared_url) as other:
+    with Database(shared_url) as database:
         channel, listener, queue = connected(database)
-        is_locked, beats = threading.Event(), [0]
+        queue.push(Message("n", 7))
 
-        def lock() -> None:
-            with other.transaction():
-                if other.engine.dialect.name == "postgresql":
-                    other.connection().execute(text("LOCK TABLE sse_messages IN ACCESS EXCLUSIVE MODE"))
-                is_locked.set()
-                time.sleep(1)
-                SqlQueue(other, queue.id).push(Message("n", 7))
+        async def main() -> tuple[int, list[Any]]:
+            with locked(shared_url):
+                task = asyncio.create_task(events(channel, listener, 1))
+                heart = Heart()
+                await asyncio.sleep(1)
+                beats, was_done = heart.stop(), task.done()
+            assert not was_done
+            return beats, await task
 
-        async def main() -> list[Any]:
-            async def beat() -> None:
-                while True:
-                    await asyncio.sleep(0.01)
-                    beats[0] += 1
+        beats, found = run(main)
+        assert [event["data"] for event in found] == [7]
+        assert beats >= 20
 
-            heart = asyncio.create_task(beat())
-            holder = asyncio.create_task(asyncio.to_thread(lock))
-            await asyncio.to_thread(is_locked.wait)
-            found = await events(channel, listener, 1)
-            await holder
-            heart.cancel()
-            return found
 
-        assert [event["data"] for event in run(main)] == [7]
-        assert beats[0] >= 20
+@pytest.mark.parametrize("way", ["closed", "cancelled", "stopped"])
+def test_the_event_loop_goes_on_while_a_stream_that_ends_gives_back_to_a_locked_database(
+    shared_url: URL, way: str
+) -> None:
+    with Database(shared_url) as database:
+        channel, listener, queue = connected(database)
+        queue.push_many(Message("n", n) for n in range(10))
+        has_begun, may_end = asyncio.Event(), asyncio.Event()
+
+        async def consume() -> None:
+            async with aclosing(channel.message_stream(listener)) as stream:
+                assert (await anext(stream))["data"] == 0
+                has_begun.set()
+                await may_end.wait()
+                if way == "stopped":
+                    listener.stop()
+                    assert [event async for event in stream] == []
+
+        async def main() -> int:
+            task = asyncio.create_task(consume())
+            await has_begun.wait()
+            with locked(shared_url):
+                heart = Heart()
+                if way == "cancelled":
+                    task.cancel()
+                may_end.set()
+                await asyncio.sleep(1)
+                beats = heart.stop()
+            with suppress(asyncio.CancelledError):
+                await task
+            return beats
+
+        assert run(main) >= 20
+        assert left(queue) == list(range(1, 10))
+
+
+def test_the_event_loop_goes_on_while_an_unreadable_message_goes_back_to_a_locked_database(
+    shared_url: URL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Database(shared_url) as database:
+        channel, listener, queue = connected(database)
+        queue.push_many(Message("n", n) for n in range(3))
+
+        async def main() -> int:
+            async with aclosing(channel.message_stream(listener)) as stream:
+                assert (await anext(stream))["data"] == 0
+                monkeypatch.setattr(queue, "decoded", unreadable)
+                with locked(shared_url):
+                    heart = Heart()
+                    going_on = asyncio.ensure_future(anext(stream))
+                    await asyncio.sleep(1)
+                    beats = heart.stop()
+                assert (await going_on)["event"] == "error"
+            return beats
+
+        def unreadable(row: Any) -> MessageContract:
+            raise RepositoryError("as it was told")
+
+        assert run(main) >= 20
+        assert left(SqlQueue(database, queue.id)) == [1, 2]
+
+
+def test_a_consumer_that_goes_away_twice_while_its_messages_go_back_loses_nothing(shared_url: URL) -> None:
+    with Database(shared_url) as database:
+        # The delay lets most be fetched, and not delivered.
+        channel, listener, queue = connected(database, stream_delay_seconds=60)
+        queue.push_many(Message("n", n) for n in range(10))
+
+        async def main() -> None:
+            task = asyncio.create_task(events(channel, listener, 11))
+            while not listener.heard:
+                await asyncio.sleep(0.01)
+            with locked(shared_url):
+                for _ in range(2):
+                    task.cancel()
+                    await asyncio.sleep(0.1)
+            with suppress(asyncio.CancelledError):
+                await task
+
+        run(main)
+        assert left(queue) == list(range(1, 10))
+
+
+def test_a_consumer_that_goes_away_while_a_fetch_is_under_way_loses_nothing(shared_url: URL) -> None:
+    with Database(shared_url) as database:
+        channel, listener, queue = connected(database)
+        queue.push_many(Message("n", n) for n in range(10))
+
+        async def main() -> None:
+            with locked(shared_url):
+                task = asyncio.create_task(events(channel, listener, 1))
+                await asyncio.sleep(0.3)  # the fetch waits for the lock
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
+
+        run(main)  # and with the event loop end the threads
+        assert left(queue) == list(range(10))
 
 
 def test_an_outage_is_one_error_and_ends_by_itself(database: Database) -> None:
