@@ -32,6 +32,10 @@ class Outage:
     """Who can't reach the database just now: a log line when the first one fails, and one when none fails any more."""
 
     def __init__(self) -> None:
+        self.renew()
+
+    def renew(self) -> None:
+        """Begin anew, in a forked child: who fails is the parent's, whose threads may have held the lock."""
         self._lock = threading.Lock()
         self._failing: set[object] = set()
 
@@ -78,6 +82,7 @@ class Wakeups:
         if self._signals is not None:
             _inherited.append(self._signals.driver)
             self._signals = None
+        self._outage.renew()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._bell: Bell | None = None
