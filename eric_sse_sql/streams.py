@@ -22,6 +22,7 @@ from eric_sse_sql.wakeups import FALLBACK_SECONDS, logger
 ERROR = "error"  # the type of the event that tells of one
 BATCH = 100  # messages fetched at once, at the most
 STOP_SECONDS = 0.1  # until a stream notices that its listener was stopped
+GIVE_BACK_SECONDS = 10.0  # for which messages are tried to be given back to a database that can't be reached
 PAUSES = 0.1, 2.0  # seconds, the first and the longest, before the database is asked again that has failed
 
 
@@ -93,7 +94,7 @@ class Backlog:
             if not self._is_closed:
                 self._rows.extend(rows)
                 return len(rows) == BATCH
-        self.queue.give_back(rows)
+        self._put_back(rows)
         return False
 
     def next(self) -> Row | None:
@@ -104,13 +105,33 @@ class Backlog:
         """Put rows, and all that were to follow, back into the queue, in a thread."""
         with self._lock:
             following, self._rows = self._rows, deque()
-        self.queue.give_back([*rows, *following])
+        self._put_back([*rows, *following])
 
     def close(self) -> bool:
         """Put what is fetched from now on back into the queue. Whether something was that is to be given back."""
         with self._lock:
             self._is_closed = True
             return bool(self._rows)
+
+    def _put_back(self, rows: list[Row]) -> None:
+        try:
+            _in_time(lambda: self.queue.give_back(rows), self.queue.database)
+        except RepositoryError:
+            logger.error("%d messages that were fetched for a stream can't be given back", len(rows))
+            raise
+
+
+def _in_time(give_back: Callable[[], None], database: Database) -> None:
+    """Try again where the database can't be reached, for a time, in a thread."""
+    give_up = time.monotonic() + GIVE_BACK_SECONDS
+    while True:
+        try:
+            return give_back()
+        except RepositoryError:
+            database.check_open()
+            if time.monotonic() > give_up:
+                raise
+        time.sleep(PAUSES[0])
 
 
 async def stream(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import threading
 import time
@@ -17,7 +18,7 @@ from eric_sse.listener import MessageQueueListener
 from eric_sse.message import Message, MessageContract
 from sqlalchemy import URL, text
 
-from eric_sse_sql import Database, SqlQueue
+from eric_sse_sql import Database, SqlQueue, streams
 from eric_sse_sql.contract import ERIC_SSE_2_0, make_connection, register
 
 if ERIC_SSE_2_0:
@@ -131,14 +132,35 @@ def test_messages_of_before_and_after_arrive_in_order(database: Database) -> Non
     assert left(queue) == []
 
 
+def test_a_push_of_another_process_reaches_an_idle_stream(shared_url: URL) -> None:
+    with Database(shared_url) as database, Database(shared_url) as other:
+        channel, listener, queue = connected(database)
+        producer = SqlQueue(other, queue.id)
+
+        async def main() -> list[Any]:
+            task = asyncio.create_task(events(channel, listener, 10))
+            for n in range(10):
+                await asyncio.sleep(0.05)
+                await asyncio.to_thread(producer.push, Message("n", n))
+            return await task
+
+        assert [event["data"] for event in run(main)] == list(range(10))
+
+
 def test_stopping_the_listener_ends_an_idle_stream(database: Database) -> None:
     channel, listener, _ = connected(database)
+    stopped: list[float] = []
+
+    def stop() -> None:
+        stopped.append(time.monotonic())
+        listener.stop()
 
     async def main() -> list[Any]:
-        asyncio.get_running_loop().call_later(0.3, listener.stop)
+        asyncio.get_running_loop().call_later(0.3, stop)
         return [event async for event in channel.message_stream(listener)]
 
     assert run(main) == []
+    assert time.monotonic() - stopped[0] < 5
 
 
 def test_stopping_the_listener_ends_a_busy_stream(database: Database) -> None:
@@ -193,6 +215,31 @@ def test_a_message_that_can_not_be_read_is_an_error_and_stays(database: Database
             {"blob": good},
         )
     assert left(queue) == [1, 2]
+
+
+def test_a_stream_goes_on_once_a_message_that_could_not_be_read_is_repaired(database: Database) -> None:
+    channel, listener, queue = connected(database)
+    queue.push_many(Message("n", n) for n in range(3))
+    change = text("UPDATE sse_messages SET message = :blob WHERE id = :id")
+    with database.engine.begin() as connection:
+        first, good = connection.execute(text("SELECT id, message FROM sse_messages ORDER BY id LIMIT 1")).one()
+        connection.execute(change, {"blob": b"damaged", "id": first})
+
+    def repair() -> None:
+        with database.engine.begin() as connection:
+            connection.execute(change, {"blob": good, "id": first})
+
+    async def main() -> list[Any]:
+        found = []
+        async with aclosing(channel.message_stream(listener)) as stream:
+            while len(found) < 4:
+                found.append(await anext(stream))
+                if len(found) == 1:
+                    await asyncio.to_thread(repair)
+        return found
+
+    found = run(main)
+    assert [(event["event"], event["data"]) for event in found] == [("error", None), ("n", 0), ("n", 1), ("n", 2)]
 
 
 def test_50_consumers_that_go_away_lose_nothing(database: Database) -> None:
@@ -341,18 +388,86 @@ def test_a_consumer_that_goes_away_while_a_fetch_is_under_way_loses_nothing(shar
         assert left(queue) == list(range(10))
 
 
+def rename(database: Database, one: str, other: str) -> None:
+    with database.engine.begin() as connection:
+        connection.execute(text(f"ALTER TABLE {one} RENAME TO {other}"))
+
+
+def test_a_consumer_that_goes_away_in_an_outage_loses_nothing(database: Database) -> None:
+    channel, listener, queue = connected(database)
+    queue.push_many(Message("n", n) for n in range(10))
+
+    async def main() -> None:
+        stream = channel.message_stream(listener)
+        assert (await anext(stream))["data"] == 0
+        await asyncio.to_thread(rename, database, "sse_messages", "elsewhere")
+        closing = asyncio.create_task(stream.aclose())
+        await asyncio.sleep(0.3)
+        assert not closing.done()
+        await asyncio.to_thread(rename, database, "elsewhere", "sse_messages")
+        await closing
+
+    run(main)
+    assert left(queue) == list(range(1, 10))
+
+
+def test_messages_that_can_not_be_given_back_in_time_are_counted_in_the_log(
+    database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(streams, "GIVE_BACK_SECONDS", 0.2)
+    channel, listener, queue = connected(database)
+    queue.push_many(Message("n", n) for n in range(10))
+
+    async def main() -> None:
+        stream = channel.message_stream(listener)
+        assert (await anext(stream))["data"] == 0
+        await asyncio.to_thread(rename, database, "sse_messages", "elsewhere")
+        with pytest.raises(RepositoryError, match="can't be given back"):
+            await stream.aclose()
+
+    try:
+        run(main)
+    finally:
+        rename(database, "elsewhere", "sse_messages")
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == [
+        "9 messages that were fetched for a stream can't be given back"
+    ]
+
+
+def test_an_outage_of_many_streams_is_a_line_when_it_begins_and_one_when_it_ends(
+    database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, "eric_sse_sql")
+    connections = [connected(database) for _ in range(5)]
+
+    async def main() -> list[list[Any]]:
+        tasks = [asyncio.create_task(events(channel, listener, 2)) for channel, listener, _ in connections]
+        await asyncio.sleep(0.3)
+        await asyncio.to_thread(rename, database, "sse_messages", "elsewhere")
+        for _, _, queue in connections:
+            queue.gate.open()  # each asks, and fails
+        await asyncio.sleep(1)
+        await asyncio.to_thread(rename, database, "elsewhere", "sse_messages")
+        for _, _, queue in connections:
+            await asyncio.to_thread(queue.push, Message("n", 7))
+        return await asyncio.gather(*tasks)
+
+    found = run(main)
+    assert [[(event["event"], event["data"]) for event in each] for each in found] == [[("error", None), ("n", 7)]] * 5
+    database.wakeups.close()  # which may be failing still
+    database.outage.ends(database.wakeups)
+    first, last = caplog.messages
+    assert "can't be asked" in first and "again" in last
+
+
 def test_an_outage_is_one_error_and_ends_by_itself(database: Database) -> None:
     channel, listener, queue = connected(database)
 
-    def rename(one: str, other: str) -> None:
-        with database.engine.begin() as connection:
-            connection.execute(text(f"ALTER TABLE {one} RENAME TO {other}"))
-
     async def main() -> list[Any]:
-        await asyncio.to_thread(rename, "sse_messages", "elsewhere")
+        await asyncio.to_thread(rename, database, "sse_messages", "elsewhere")
         task = asyncio.create_task(events(channel, listener, 2))
         await asyncio.sleep(0.8)
-        await asyncio.to_thread(rename, "elsewhere", "sse_messages")
+        await asyncio.to_thread(rename, database, "elsewhere", "sse_messages")
         await asyncio.to_thread(queue.push, Message("n", 7))
         return await task
 
