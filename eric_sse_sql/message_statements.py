@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Text, bindparam, delete, exists, func, insert, literal_column, null, or_, select, update
+from sqlalchemy import bindparam, delete, exists, func, insert, literal_column, null, or_, select, update
 
 from eric_sse_sql.models import MessageRow, PositionRow
-from eric_sse_sql.statements import Construct, Dialect, Publication, Statement
+from eric_sse_sql.statements import Construct, Dialect, Publication, Statement, insert_row, notification
 
 ROW = {"queue_id": "queue", "message_type": "kind", "message": "blob"}  # what a push binds, by column
 
@@ -14,7 +14,7 @@ WHOLE_ROW = {**ROW, "id": "id", "created_at": "created_at", "delivery_count": "d
 
 
 def _push(sql: Dialect) -> Construct:
-    return insert(MessageRow).values({getattr(MessageRow, column): bindparam(name) for column, name in ROW.items()})
+    return insert_row(sql, MessageRow, ROW)
 
 
 def _push_rows(sql: Dialect) -> Construct:
@@ -44,17 +44,19 @@ def _oldest(sql: Dialect) -> Construct:
     return MessageRow.id == _waiting(sql, literal_column("1")).scalar_subquery()
 
 
+def _whole_row() -> list[Construct]:
+    return [getattr(MessageRow, column) for column in WHOLE_ROW]
+
+
 def _pop(sql: Dialect) -> Construct:
-    popped = (getattr(MessageRow, column) for column in WHOLE_ROW)
-    return delete(MessageRow).where(_oldest(sql)).returning(*popped)
+    return delete(MessageRow).where(_oldest(sql)).returning(*_whole_row())
 
 
 def _take(sql: Dialect) -> Construct:
     """The first messages, in any order. What is taken is named first, and once: Postgres may ask a subquery again."""
     first = _waiting(sql, bindparam("count"))
     taken = first.cte("taken").prefix_with("MATERIALIZED", dialect="postgresql")
-    popped = (getattr(MessageRow, column) for column in WHOLE_ROW)
-    return delete(MessageRow).where(MessageRow.id.in_(select(taken.c.id))).returning(*popped)
+    return delete(MessageRow).where(MessageRow.id.in_(select(taken.c.id))).returning(*_whole_row())
 
 
 def _look(sql: Dialect) -> Construct:
@@ -70,7 +72,7 @@ def _positions(sql: Dialect) -> Construct:
 
 
 def _notify(sql: Dialect) -> Construct:
-    return select(func.pg_notify(bindparam("notify_channel", type_=Text), literal_column("''")))
+    return select(notification())
 
 
 def _restore(sql: Dialect) -> Construct:

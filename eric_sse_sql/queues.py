@@ -340,15 +340,14 @@ def broadcast(message: MessageContract, queues: Iterable[Queue]) -> None:
 
 
 def _push_to_all(database: Database, queues: Sequence[SqlQueue], message: MessageContract) -> None:
-    codec, kind = database.codec, _type_of(message)
+    codec, kind, ids = database.codec, _type_of(message), [queue.id for queue in queues]
     pickled = codec.pickled(message, database)
     with repository_errors("the message can't be broadcast"):
         if codec.signs:
             rows = [{"queue": queue.id, "kind": kind, "blob": codec.sealed(pickled, queue._place)} for queue in queues]
             with database.transaction():
-                database.publish_many(sql.PUSH_ROWS, [queue.id for queue in queues], rows)
+                database.publish_many(sql.PUSH_ROWS, ids, rows)
         else:
-            ids = [queue.id for queue in queues]
             blob = codec.sealed(pickled, queues[0]._place)
             database.publish(sql.PUSH_TO_ALL, ids, queues=database.dialect.list_value(ids), kind=kind, blob=blob)
 

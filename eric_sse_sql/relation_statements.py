@@ -9,7 +9,8 @@ from sqlalchemy import LargeBinary, Text, bindparam, cast, delete, exists, null,
 from sqlalchemy.orm import aliased
 
 from eric_sse_sql.models import ChannelRow, ConnectionRow, DeliveredRow, KvEntry, MessageRow, PositionRow
-from eric_sse_sql.statements import Construct, Dialect, Statement, upsert, upsert_rows
+from eric_sse_sql.statements import Construct, Dialect, Statement, insert_row, upsert, upsert_rows
+from eric_sse_sql.storage import ENTRY
 
 # Reading
 
@@ -87,7 +88,7 @@ NEXT_CHANNELS = Statement(_next_channels)
 
 
 def _upsert_entries(sql: Dialect) -> Construct:
-    return upsert_rows(sql, KvEntry, {"key": "at", "value": "blob", "value_type": "kind"})
+    return upsert_rows(sql, KvEntry, ENTRY)
 
 
 def _upsert_channel(sql: Dialect) -> Construct:
@@ -104,16 +105,11 @@ def _lock_channel(sql: Dialect) -> Construct:
 
 
 def _place_entry(sql: Dialect) -> Construct:
-    return _unless_there(sql, KvEntry, {"key": "at", "value": "blob", "value_type": "kind"})
+    return insert_row(sql, KvEntry, ENTRY).on_conflict_do_nothing()
 
 
 def _place_channel(sql: Dialect) -> Construct:
-    return _unless_there(sql, ChannelRow, _CHANNEL)
-
-
-def _unless_there(sql: Dialect, model: Any, bound: dict[str, str]) -> Construct:
-    insert = sql.insert(model).values({getattr(model, column): bindparam(name) for column, name in bound.items()})
-    return insert.on_conflict_do_nothing()
+    return insert_row(sql, ChannelRow, _CHANNEL).on_conflict_do_nothing()
 
 
 def _of_listeners(sql: Dialect) -> Construct:
@@ -127,19 +123,10 @@ def _of_listeners(sql: Dialect) -> Construct:
     )
 
 
-def _set_listener_id(sql: Dialect) -> Construct:
-    return (
-        update(ConnectionRow)
-        .where(ConnectionRow.listener_key == bindparam("at"))
-        .values({ConnectionRow.listener_id: bindparam("own_id")})
-    )
-
-
-def _set_queue_id(sql: Dialect) -> Construct:
-    return (
-        update(ConnectionRow)
-        .where(ConnectionRow.queue_key == bindparam("at"))
-        .values({ConnectionRow.queue_id: bindparam("own_id")})
+def _set_own_id(key: Any, own_id: Any) -> Statement:
+    """Tells the connections of an object by which id it goes."""
+    return Statement(
+        lambda sql: update(ConnectionRow).where(key == bindparam("at")).values({own_id: bindparam("own_id")})
     )
 
 
@@ -151,8 +138,8 @@ PLACE_ENTRY = Statement(_place_entry)
 PLACE_CHANNEL = Statement(_place_channel)
 LOCK_CHANNEL = Statement(_lock_channel)
 OF_LISTENERS = Statement(_of_listeners)
-SET_LISTENER_ID = Statement(_set_listener_id)
-SET_QUEUE_ID = Statement(_set_queue_id)
+SET_LISTENER_ID = _set_own_id(ConnectionRow.listener_key, ConnectionRow.listener_id)
+SET_QUEUE_ID = _set_own_id(ConnectionRow.queue_key, ConnectionRow.queue_id)
 
 # Deleting
 

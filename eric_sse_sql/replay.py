@@ -54,9 +54,9 @@ class Replay:
     def fetch(self) -> bool:
         """Fetch some more, in a thread. Whether there may be yet more."""
         with repository_errors("the messages can't be delivered"):
-            last = self._move()
+            moved, last = self._move()
             if self._after is None:
-                self._begin(last)
+                self._begin(moved, last)
             rows = self._database.run(sql.READ, queue=self.queue.id, after=self._after, count=BATCH)
         for position, blob in rows:
             if position != (self._after or 0) + 1:
@@ -91,32 +91,31 @@ class Replay:
         """Nothing is to be given back."""
         return False
 
-    def _begin(self, last: int | None) -> None:
-        """Find where the client stands, when ``last`` is the position of the queue."""
+    def _begin(self, moved: int, last: int | None) -> None:
+        """Find where the client stands, when some messages were just delivered, the last one at a position."""
         if last is None:
             rows = self._database.run(sql.POSITION, queue=self.queue.id)
             last = rows[0][0] if rows else 0
         seen = self._last_event_id
         if seen is None:
-            after = last - self._moved
+            after = last - moved
         elif seen.isascii() and seen.isdigit() and int(seen) <= last:
             after = int(seen)
             if after < last and not self._database.run(sql.READ, queue=self.queue.id, after=after, count=1):
                 after = last
                 self._items.append(_Item(last, None))
         else:
-            after = last - self._moved
+            after = last - moved
             self._items.append(_Item(after, None))
         self._after = after
 
-    def _move(self) -> int | None:
-        """Deliver what waits in the queue. Its last position, if there was something."""
-        self._moved = 0
+    def _move(self) -> tuple[int, int | None]:
+        """Deliver what waits in the queue. How many messages it were, and the position of the last one, if any."""
         with self._database.transaction():
             self._database.run(sql.HOLD, queue=self.queue.id)
             rows = self._readable(self.queue.take(BATCH))
             if not rows:
-                return None
+                return 0, None
             last: int = self._database.run(sql.ADVANCE, queue=self.queue.id, count=len(rows))[0][0]
             kept = [
                 {"queue": self.queue.id, "position": position, "kind": row[1], "blob": row[2]}
@@ -124,8 +123,7 @@ class Replay:
             ]
             self._database.publish_many(sql.KEEP, [self.queue.id], kept)
             self._expire()
-        self._moved = len(rows)
-        return last
+        return len(rows), last
 
     def _readable(self, rows: list[Row]) -> list[Row]:
         """The first rows that can be read. What follows goes back to its place."""

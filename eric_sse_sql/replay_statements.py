@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy import bindparam, delete, select
 
 from eric_sse_sql.models import DeliveredRow, PositionRow
-from eric_sse_sql.statements import Construct, Dialect, Publication, Statement
+from eric_sse_sql.statements import Construct, Dialect, Publication, Statement, insert_row
 
 
 def _hold(sql: Dialect) -> Construct:
@@ -19,9 +19,7 @@ def _position(sql: Dialect) -> Construct:
 
 def _advance(sql: Dialect) -> Construct:
     """Reserve the next positions of a queue."""
-    insert = sql.insert(PositionRow).values(
-        {PositionRow.queue_id: bindparam("queue"), PositionRow.last_position: bindparam("count")}
-    )
+    insert = insert_row(sql, PositionRow, {"queue_id": "queue", "last_position": "count"})
     further = PositionRow.last_position + insert.excluded.last_position
     advanced = insert.on_conflict_do_update(index_elements=["queue_id"], set_={"last_position": further})
     return advanced.returning(PositionRow.last_position)

@@ -91,8 +91,7 @@ class _Postgres:
 
     @staticmethod
     def notifying(change: Any) -> Construct:
-        notified = func.pg_notify(bindparam("notify_channel", type_=Text), literal_column("''"))
-        return select(notified).add_cte(change.cte("change"))
+        return select(notification()).add_cte(change.cte("change"))
 
     @staticmethod
     def hold(name: str) -> Construct:
@@ -170,13 +169,25 @@ def dialect_of(engine: Engine) -> Dialect:
     return _DIALECTS[name, driver]
 
 
+def insert_row(sql: Dialect, model: Any, bound: Mapping[str, str]) -> Any:
+    """An INSERT of one row.
+
+    :param bound: the name that each column's value is bound by
+    """
+    return sql.insert(model).values({getattr(model, column): bindparam(name) for column, name in bound.items()})
+
+
+def notification() -> Construct:
+    """What notifies on the Postgres channel bound as ``notify_channel``, without a payload."""
+    return func.pg_notify(bindparam("notify_channel", type_=Text), literal_column("''"))
+
+
 def upsert(sql: Dialect, model: Any, bound: Mapping[str, str]) -> Construct:
     """An INSERT of one row that changes the row instead, where there is one of the same key.
 
     :param bound: the name that each column's value is bound by; the first column is the key
     """
-    insert = sql.insert(model).values({getattr(model, column): bindparam(name) for column, name in bound.items()})
-    return _or_update(insert, model, bound)
+    return _or_update(insert_row(sql, model, bound), model, bound)
 
 
 def upsert_rows(sql: Dialect, model: Any, bound: Mapping[str, str], keep: str | None = None) -> Construct:

@@ -20,10 +20,11 @@ PAGE_ROWS = 1000
 PAGE_BYTES = 4 * 1024 * 1024
 PLACE = f"{KvEntry.__tablename__}/"  # with the key, what the signature of a value is bound to
 LAST_CHARACTER = chr(0x10FFFF)
+ENTRY = {"key": "at", "value": "blob", "value_type": "kind"}  # what storing a value binds, by column
 
 
 def _upsert(sql: Dialect) -> Construct:
-    return upsert(sql, KvEntry, {"key": "at", "value": "blob", "value_type": "kind"})
+    return upsert(sql, KvEntry, ENTRY)
 
 
 def _fetch(sql: Dialect) -> Construct:

@@ -108,7 +108,7 @@ class Backlog:
         self._put_back([*rows, *following])
 
     def close(self) -> bool:
-        """Put what is fetched from now on back into the queue. Whether something was that is to be given back."""
+        """Put what is fetched from now on back into the queue. Whether something is still to be given back."""
         with self._lock:
             self._is_closed = True
             return bool(self._rows)

@@ -137,7 +137,8 @@ class Wakeups:
                 self._bell.ring()
         if thread is not None and thread is not threading.current_thread():
             thread.join(2 * ANSWER_SECONDS)
-        self.announce([gate.queue_id for gate in self._held()])
+        for gate in self._held():
+            gate.open()
 
     def _watch(self, bell: Bell) -> None:
         pause = PAUSES[0]
