@@ -14,7 +14,7 @@ from contextlib import suppress
 
 from eric_sse.exception import RepositoryError
 
-WINDOW_SECONDS = 0.01
+WINDOW_SECONDS = 0.02
 
 
 def channel_of(schema: str | None) -> str:

@@ -223,7 +223,7 @@ class Database(HeldByReference):
                 return cast(Sequence[Row], driver.execute(compiled.sql, values).fetchall())
             try:
                 cursor = driver.execute(compiled.sql, values, binary=True)
-                return cursor.fetchall() if cursor.description else ()
+                return cursor.fetchall() if cursor.rownumber is not None else ()
             except BaseException as error:
                 if not isinstance(error, Exception) or self.engine.dialect.is_disconnect(
                     cast(Any, error), driver, None
