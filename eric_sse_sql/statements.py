@@ -174,7 +174,8 @@ def insert_row(sql: Dialect, model: Any, bound: Mapping[str, str]) -> Any:
 
     :param bound: the name that each column's value is bound by
     """
-    return sql.insert(model).values({getattr(model, column): bindparam(name) for column, name in bound.items()})
+    values: dict[Any, Construct] = {getattr(model, column): bindparam(name) for column, name in bound.items()}
+    return sql.insert(model).values(values).inline()  # nobody asks for the number of the row
 
 
 def notification() -> Construct:
