@@ -42,6 +42,8 @@ class Announcer:
 
     def leads(self) -> bool:
         """Whether a push that is about to begin is to notify by itself."""
+        if self._is_owed or time.monotonic() < self._window_ends:  # as most find it, without the lock
+            return False
         with self._changed:
             now = time.monotonic()
             if self._is_owed or now < self._window_ends:
@@ -51,6 +53,8 @@ class Announcer:
 
     def follow(self) -> None:
         """A push was committed that has not notified: do so when the window ends."""
+        if self._is_owed:  # what is owed is sent after it is no more
+            return
         with self._changed:
             if self._is_owed or self._is_closed:
                 return
