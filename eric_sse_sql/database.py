@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -23,12 +22,11 @@ from eric_sse_sql.errors import repository_errors
 from eric_sse_sql.gates import Gate
 from eric_sse_sql.maintenance import PRUNE, PRUNE_DELIVERED, PRUNE_POSITIONS
 from eric_sse_sql.message_statements import LOOK, NOTIFY, POSITIONS
+from eric_sse_sql.shortcut import Shortcut
 from eric_sse_sql.signals import Bell, FileVersion, Notifications, Polling, Signals
-from eric_sse_sql.statements import Compiled, Publication, Statement, dialect_of
+from eric_sse_sql.statements import Compiled, Publication, Row, Statement, dialect_of
 from eric_sse_sql.transactions import Transactions
 from eric_sse_sql.wakeups import Outage, Wakeups
-
-Row = Sequence[Any]
 
 _all: WeakSet[Database] = WeakSet()
 
@@ -45,9 +43,8 @@ class Database(HeldByReference):
     BEGIN IMMEDIATE on SQLite, whatever the engine's default is. No table is made before :meth:`upgrade`.
 
     Where the engine was made here and nobody listens to it, a single statement goes to the driver's own cursor, on a
-    connection of the engine's pool: a fetch from SQLite takes a third of the time (benchmarks/results). As soon as the
-    engine has an event listener, is echoed or logged at INFO, every statement goes through it; on an engine of the
-    application it always does.
+    connection of the engine's pool, of which one is kept at hand. As soon as the engine has an event listener, is
+    echoed or logged at INFO, every statement goes through it; on an engine of the application it always does.
 
     :param bind: a URL, or the application's own engine, of which nothing is changed. A URL makes an engine in
         autocommit; for SQLite with write-ahead log, foreign keys on and 30 seconds of patience with other writers
@@ -78,6 +75,7 @@ class Database(HeldByReference):
         self.schema = schema
         self._patience = patience_of(self.engine) if self._made_engine else None
         self._transactions = Transactions(self.engine, self._patience, self._made_engine)
+        self._shortcut = Shortcut(self.engine, self._patience) if self._made_engine else None
         self._compiled: dict[Statement, Compiled] = {}
         self._closed = False
         self._channel = channel_of(schema) if self._is_postgres and notify else None
@@ -87,7 +85,7 @@ class Database(HeldByReference):
         self.wakeups = Wakeups(lambda gates: _look(itself(), gates), self._signals(), self.outage)
         _all.add(self)
         # A Database that is dropped, not closed, leaves no connection and no thread behind.
-        finalize(self, _end, self.wakeups, self._announcer, self.engine if self._made_engine else None)
+        finalize(self, _end, self.wakeups, self._announcer, self._shortcut, self.engine if self._made_engine else None)
 
     # Schema
 
@@ -129,6 +127,8 @@ class Database(HeldByReference):
         :raises RepositoryError: when it can't begin, or can't commit: then nothing was written
         """
         self.check_open()
+        if self._shortcut is not None:
+            self._shortcut.release()
         return self._transactions.transaction()
 
     def join(self, bind: Session | scoped_session[Any] | Connection) -> AbstractContextManager[None]:
@@ -186,8 +186,10 @@ class Database(HeldByReference):
         if result is not None:
             return _rows(result)
         self.check_open()
-        if self._unobserved():
-            return self._run_on_driver(compiled, values)
+        if self._shortcut is not None:
+            if self._shortcut.is_open():
+                return self._shortcut.execute(compiled, values)
+            self._shortcut.release()
         if self._patience and compiled.writes:  # the engine itself would wait less fairly
             with self._transactions.begun() as connection:
                 rows = _rows(connection.exec_driver_sql(compiled.sql, values))
@@ -201,38 +203,6 @@ class Database(HeldByReference):
         if compiled is None:
             compiled = self._compiled[statement] = statement.compile(self.engine, self.schema)
         return compiled
-
-    def _unobserved(self) -> bool:
-        """Whether nobody would notice that a statement does not go through the engine."""
-        engine = self.engine
-        return (
-            self._made_engine
-            # SQLAlchemy's own flags, and private; without them, somebody is taken to listen.
-            and not getattr(engine, "_has_events", True)
-            and not getattr(engine.dialect, "_has_events", True)
-            and not engine.logger.isEnabledFor(logging.INFO)
-        )
-
-    def _run_on_driver(self, compiled: Compiled, values: tuple[Any, ...]) -> Sequence[Row]:
-        pooled = self.engine.raw_connection()
-        try:
-            driver: Any = pooled.driver_connection
-            if not self._is_postgres:
-                if self._patience and compiled.writes:
-                    return self._patience.execute(driver, compiled.sql, values)
-                return cast(Sequence[Row], driver.execute(compiled.sql, values).fetchall())
-            try:
-                cursor = driver.execute(compiled.sql, values, binary=True)
-                return cursor.fetchall() if cursor.rownumber is not None else ()
-            except BaseException as error:
-                if not isinstance(error, Exception) or self.engine.dialect.is_disconnect(
-                    cast(Any, error), driver, None
-                ):
-                    pooled.invalidate()
-                    self.engine.dispose()  # the others of the pool are as dead
-                raise
-        finally:
-            pooled.close()
 
     # Messages for whoever waits
 
@@ -307,7 +277,8 @@ class Database(HeldByReference):
             self._announcer.close()
         self._closed = True
         self.wakeups.close()
-        if self._made_engine:
+        if self._shortcut is not None:
+            self._shortcut.close()
             self.engine.dispose()
 
     def check_open(self) -> None:
@@ -358,10 +329,12 @@ def _notify(database: Database | None) -> None:
             database.run(NOTIFY, notify_channel=database._channel)
 
 
-def _end(wakeups: Wakeups, announcer: Announcer | None, engine: Engine | None) -> None:
+def _end(wakeups: Wakeups, announcer: Announcer | None, shortcut: Shortcut | None, engine: Engine | None) -> None:
     if announcer is not None:
         announcer.close()
     wakeups.close()
+    if shortcut is not None:
+        shortcut.close()
     if engine is not None:
         engine.dispose()
 
@@ -371,7 +344,8 @@ def _forget_parent() -> None:
     collector."""
     transactions.forget_all()
     for database in list(_all):
-        if database._made_engine:
+        if database._shortcut is not None:
+            database._shortcut.renew()
             _inherited.append(database.engine.pool)
             database.engine.dispose(close=False)
         if database._announcer is not None:

@@ -64,18 +64,19 @@ class Patience:
         self._seconds = seconds
         self._restore = f"PRAGMA busy_timeout = {round(seconds * 1000)}"
 
+    def replace_handler(self, driver: sqlite3.Connection) -> None:
+        """Let SQLite's own handler on a connection wait no more."""
+        driver.execute("PRAGMA busy_timeout = 0")
+
+    def restore_handler(self, driver: sqlite3.Connection) -> None:
+        """Let SQLite's own handler wait again."""
+        driver.execute(self._restore)
+
     def execute(self, driver: sqlite3.Connection, sql: str, values: Sequence[Any] = ()) -> list[Any]:
-        """The rows of a statement in autocommit, or of BEGIN IMMEDIATE.
+        """The rows of a statement in autocommit, or of BEGIN IMMEDIATE, on a connection whose handler was replaced.
 
         :raises sqlite3.OperationalError: when the lock is still not free in the end
         """
-        driver.execute("PRAGMA busy_timeout = 0")
-        try:
-            return self._retried(driver, sql, values)
-        finally:
-            driver.execute(self._restore)
-
-    def _retried(self, driver: sqlite3.Connection, sql: str, values: Sequence[Any]) -> list[Any]:
         give_up = None
         while True:
             try:

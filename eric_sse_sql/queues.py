@@ -18,11 +18,11 @@ from eric_sse.queues import Queue
 from eric_sse_sql import message_statements as sql
 from eric_sse_sql.codec import class_path
 from eric_sse_sql.contract import ConnectionsFactory, PersistableQueue, make_connection
-from eric_sse_sql.database import Database, Row
+from eric_sse_sql.database import Database
 from eric_sse_sql.errors import repository_errors
 from eric_sse_sql.gates import Gate
 from eric_sse_sql.models import MessageRow, checked
-from eric_sse_sql.statements import Statement
+from eric_sse_sql.statements import Row, Statement
 from eric_sse_sql.wakeups import FALLBACK_SECONDS
 
 MAX_TYPE_CHARACTERS = 255

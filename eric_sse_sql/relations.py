@@ -19,7 +19,7 @@ from eric_sse_sql import contract
 from eric_sse_sql import relation_statements as sql
 from eric_sse_sql.codec import class_path
 from eric_sse_sql.contract import ItemNotFound
-from eric_sse_sql.database import Database, Row
+from eric_sse_sql.database import Database
 from eric_sse_sql.errors import repository_errors
 from eric_sse_sql.models import (
     CHANNELS,
@@ -30,7 +30,7 @@ from eric_sse_sql.models import (
     checked,
 )
 from eric_sse_sql.queues import BlockingSqlQueue, SqlQueue
-from eric_sse_sql.statements import Statement
+from eric_sse_sql.statements import Row, Statement
 from eric_sse_sql.stencils import Stencil
 from eric_sse_sql.storage import UPSERT, SqlStorageEngine, keyset_pages
 

@@ -10,9 +10,9 @@ from eric_sse.exception import RepositoryError
 from eric_sse.message import Message, MessageContract
 
 from eric_sse_sql import replay_statements as sql
-from eric_sse_sql.database import Row
 from eric_sse_sql.errors import repository_errors
 from eric_sse_sql.queues import SqlQueue
+from eric_sse_sql.statements import Row
 from eric_sse_sql.streams import BATCH, Unreadable
 
 RESET = "reset"  # the type of the event that tells of a gap

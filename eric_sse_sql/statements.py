@@ -12,6 +12,7 @@ from sqlalchemy import ARRAY, Engine, Float, Text, and_, any_, bindparam, func, 
 from sqlalchemy.dialects import postgresql, sqlite
 
 ADVISORY_CLASS = 0x65726963  # any number, the same in every process
+Row = Sequence[Any]  # as a statement returns it
 Construct = Any  # one of SQLAlchemy's; its releases 2.0 and 2.1 give them different type parameters
 
 

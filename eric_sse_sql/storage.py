@@ -10,10 +10,10 @@ from sqlalchemy import URL, Engine, bindparam, delete, select
 
 from eric_sse_sql.codec import class_path
 from eric_sse_sql.contract import ItemNotFound, KvStorageEngine
-from eric_sse_sql.database import Database, Row
+from eric_sse_sql.database import Database
 from eric_sse_sql.errors import repository_errors
 from eric_sse_sql.models import KvEntry, checked
-from eric_sse_sql.statements import Construct, Dialect, Statement, upsert
+from eric_sse_sql.statements import Construct, Dialect, Row, Statement, upsert
 
 FIRST_PAGE_ROWS = 128
 PAGE_ROWS = 1000

@@ -14,9 +14,10 @@ from eric_sse.exception import RepositoryError
 from eric_sse.listener import MessageQueueListener
 from eric_sse.message import Message, MessageContract
 
-from eric_sse_sql.database import Database, Row
+from eric_sse_sql.database import Database
 from eric_sse_sql.gates import Gate
 from eric_sse_sql.queues import SqlQueue
+from eric_sse_sql.statements import Row
 from eric_sse_sql.wakeups import FALLBACK_SECONDS, logger
 
 ERROR = "error"  # the type of the event that tells of one

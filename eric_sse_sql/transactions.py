@@ -168,7 +168,11 @@ class Transactions:
             if driver.in_transaction:  # begun, without the write lock, by the application's engine
                 driver.execute("ROLLBACK")
             if self._patience:
-                self._patience.execute(driver, "BEGIN IMMEDIATE")
+                self._patience.replace_handler(driver)
+                try:
+                    self._patience.execute(driver, "BEGIN IMMEDIATE")
+                finally:
+                    self._patience.restore_handler(driver)
             else:
                 driver.execute("BEGIN IMMEDIATE")
         except BaseException:

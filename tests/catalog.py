@@ -1,4 +1,4 @@
-"""What is in a database, as its own catalog tells; and the ``alembic`` command, as people run it."""
+"""What is in a database, as its own catalog tells; its connections; and the ``alembic`` command, as people run it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from alembic.script import ScriptDirectory
-from sqlalchemy import URL, Connection, create_engine
+from sqlalchemy import URL, Connection, QueuePool, create_engine
 
-from eric_sse_sql import migrations
+from eric_sse_sql import Database, migrations
 
 HEAD = ScriptDirectory.from_config(migrations._config()).get_current_head()
 REPOSITORY = Path(__file__).parent.parent
@@ -111,6 +111,13 @@ def alembic(*arguments: str, folder: Path = REPOSITORY, fails: bool = False, **e
     assert (done.returncode != 0) == fails, printed
     assert "Traceback" not in printed, printed
     return printed if fails else done.stdout
+
+
+def connections_in_use(database: Database) -> int:
+    """How many connections of the pool are in use, without the one that the package keeps at hand."""
+    if database._shortcut is not None:
+        database._shortcut.release()
+    return cast(QueuePool, database.engine.pool).checkedout()
 
 
 def address(url: URL) -> str:

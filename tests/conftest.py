@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from catalog import connections_in_use
 from sqlalchemy import URL, create_engine, event, make_url, text
 
 from eric_sse_sql import Database, SqlStorageEngine
@@ -96,7 +97,7 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Databas
         made.wakeups.close()  # whose thread may be looking
         if made._announcer is not None:  # whose thread may be notifying
             made._announcer.close()
-        assert made.engine.pool.checkedout() == 0, "a connection leaked"
+        assert connections_in_use(made) == 0, "a connection leaked"
 
 
 @pytest.fixture(params=("memory", *BACKENDS))

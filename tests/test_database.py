@@ -12,13 +12,14 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
+from catalog import connections_in_use
 from conftest import table_counts
 from eric_sse.exception import NoMessagesException, RepositoryError
 from eric_sse.message import Message
-from sqlalchemy import URL, Engine, create_engine, event, text
+from sqlalchemy import URL, Engine, QueuePool, create_engine, event, text
 from sqlalchemy.exc import TimeoutError
 
 from eric_sse_sql import Database, QueueRepository, SqlQueue, SqlStorageEngine, engines
@@ -133,14 +134,90 @@ def test_statements_take_the_same_way_whether_somebody_listens_or_not(database: 
     storage, queue = SqlStorageEngine(database), SqlQueue(database)
     storage.upsert("a", 1)
     queue.push(Message("m", 1))
-    assert database._unobserved()
+    assert database._shortcut.is_open()
     seen: list[str] = []
     event.listen(database.engine, "before_cursor_execute", lambda *args: seen.append(args[2]))
-    assert not database._unobserved()
+    assert not database._shortcut.is_open()
     assert storage.fetch_one("a") == 1
     assert queue.pop().payload == 1
     storage.delete("a")
     assert [statement.split()[0] for statement in seen] == ["SELECT", "DELETE", "DELETE"]
+
+
+def test_one_connection_serves_call_after_call(shared_url: URL) -> None:
+    made: list[object] = []
+    with Database(shared_url) as database:
+        event.listen(database.engine, "connect", lambda connection, _: made.append(connection))
+        database.upgrade()
+        storage = SqlStorageEngine(database)
+        for n in range(3):
+            storage.upsert("a", n)
+            with database.transaction():
+                storage.upsert("b", n)
+            assert list(storage.fetch_all()) == [n, n]
+        assert len(made) == 1
+        assert connections_in_use(database) == 0
+
+
+def test_of_many_threads_one_connection_stays_at_hand(shared_url: URL) -> None:
+    with Database(shared_url) as database:
+        storage, together = SqlStorageEngine(database), threading.Barrier(5)
+
+        def work(number: int) -> None:
+            for n in range(50):
+                together.wait(10)
+                storage.upsert(str(number), n)
+
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(5)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert list(storage.fetch_all()) == [49] * 5
+        assert cast(QueuePool, database.engine.pool).checkedout() == 1
+        assert connections_in_use(database) == 0
+
+
+def test_what_the_engine_gives_waits_for_other_writers_whatever_was_done_before(tmp_path: Path) -> None:
+    with Database(f"sqlite:///{tmp_path / 'a.db'}") as database:
+        database.upgrade()
+        storage = SqlStorageEngine(database)
+
+        def patience() -> set[Any]:
+            with database.engine.connect() as one, database.engine.connect() as other:
+                return {each.exec_driver_sql("PRAGMA busy_timeout").scalar() for each in (one, other)}
+
+        storage.upsert("a", 1)
+        assert patience() == {30_000}
+        event.listen(database.engine, "before_cursor_execute", lambda *args: None)  # what is at hand goes back
+        storage.upsert("a", 2)
+        assert patience() == {30_000}
+        assert connections_in_use(database) == 0
+
+
+def test_an_engine_that_was_disposed_of_leaves_nothing_at_hand(shared_url: URL) -> None:
+    made: list[Any] = []
+    with Database(shared_url) as database:
+        event.listen(database.engine, "connect", lambda connection, _: made.append(connection))
+        storage = SqlStorageEngine(database)
+        storage.upsert("a", 1)
+        database.engine.dispose()
+        storage.upsert("a", 2)
+        assert storage.fetch_one("a") == 2
+        assert len(made) == 2
+        assert is_closed(made[0])
+    assert is_closed(made[1])
+    assert connections_in_use(database) == 0
+
+
+def is_closed(connection: Any) -> bool:
+    if isinstance(connection, sqlite3.Connection):
+        try:
+            connection.execute("SELECT 1")
+        except sqlite3.ProgrammingError:
+            return True
+        return False
+    return bool(connection.closed)
 
 
 def test_a_logged_engine_logs_every_statement(database: Database, caplog: pytest.LogCaptureFixture) -> None:
@@ -201,7 +278,7 @@ def test_an_engine_of_the_application_is_used_and_left_as_it_is(application_engi
             storage.upsert("a", 3)
     with Database(application_engine.url) as other:
         assert list(SqlStorageEngine(other).fetch_all()) == [3, 1]
-    assert not database._unobserved()
+    assert database._shortcut is None
     database.close()
     assert settings() == before
     with application_engine.connect() as connection:  # closing the Database does not close the engine

@@ -16,7 +16,18 @@ from typing import Any
 import psycopg
 import pytest
 from alembic.script import ScriptDirectory
-from catalog import HEAD, REPOSITORY, address, alembic, catalog, catalog_on, connected, tables, without
+from catalog import (
+    HEAD,
+    REPOSITORY,
+    address,
+    alembic,
+    catalog,
+    catalog_on,
+    connected,
+    connections_in_use,
+    tables,
+    without,
+)
 from eric_sse.exception import RepositoryError
 from sqlalchemy import URL, Engine, create_engine, event, text
 from sqlalchemy.orm import Session
@@ -345,7 +356,7 @@ def test_an_upgrade_leaves_a_connection_as_it_was(any_database: Database) -> Non
     any_database.upgrade()
     any_database.check()
     assert settings(any_database.engine) == before
-    assert any_database.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+    assert connections_in_use(any_database) == 0
     assert tables(any_database.engine.url) == OURS
 
 

@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Callable
 
 import pytest
+from catalog import connections_in_use
 from conftest import Statements
 from eric_sse.exception import RepositoryError
 from sqlalchemy import URL, text
@@ -87,7 +88,7 @@ def test_an_abandoned_iterator_holds_nothing(database: Database) -> None:
         storage.upsert(str(n), n)
     values = storage.fetch_all()
     assert next(values) == 0
-    assert database.engine.pool.checkedout() == 0
+    assert connections_in_use(database) == 0
     if database.engine.dialect.name == "postgresql":
         with database.engine.connect() as connection:
             idle = "SELECT count(*) FROM pg_stat_activity WHERE state LIKE 'idle in transaction%'"

@@ -17,6 +17,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from catalog import connections_in_use
 from conftest import Statements
 from eric_sse.exception import NoMessagesException, RepositoryError
 from eric_sse.message import Message
@@ -391,7 +392,7 @@ def test_one_connection_listens_outside_the_pool(postgres: URL) -> None:
         for queue in queues:
             pop_until_known_empty(queue)
         _wait_for(lambda: len(listening(database)) == 1)  # once the server has let that of an earlier test go
-        assert database.engine.pool.checkedout() <= 1  # type: ignore[attr-defined]  # a look, at the most
+        assert connections_in_use(database) <= 1  # a look, at the most
     with Database(postgres) as database:
         _wait_for(lambda: listening(database) == [])
 
