@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 
@@ -20,6 +20,7 @@ from benchmarks.goals import (
     DELETE,
     JUDGED_CONNECTIONS,
     LOAD_ALL,
+    LOAD_ANY,
     LOAD_ONE,
     OTHERS_GROWTH,
     PERSIST,
@@ -124,10 +125,11 @@ _CURVES = {
 
 
 def other_connections(bench: Bench) -> Iterator[Figure]:
-    """The connections of one channel, among ever more of other channels. Each step reads any of the channels."""
+    """The connections of one channel, among ever more of other channels; and those of any, most of them read long ago,
+    whose pages have left the cache."""
     database, others = bench.backend.name, bench.sizes.others
     peer = bench.peers.get(REDIS_CHANNELS_IN_MEMORY)
-    steps: dict[tuple[int, str], Step] = {}
+    steps: dict[tuple[tuple[str, int], str], Step] = {}
     with ExitStack() as stack:
         for number, size in enumerate(others):
             count = 1 + size // CONNECTIONS
@@ -140,13 +142,17 @@ def other_connections(bench: Bench) -> Iterator[Figure]:
             if peer and size <= TOO_SLOW:
                 beside = stores[REDIS_CHANNELS_IN_MEMORY] = peer.beside(1 + number)
                 beside.fill(_channels(beside, count, CONNECTIONS))
-            steps |= {(size, name): _load_all_step(store, name, count) for name, store in stores.items()}
+            channels = [_channel_id(number) for number in range(count)]
+            steps |= {((LOAD_ALL, size), name): _load_all_step(store, channels[:1]) for name, store in stores.items()}
+            steps |= {((LOAD_ANY, size), name): _load_all_step(store, channels) for name, store in own.items()}
         fewer = {each: bench.sizes.slow_samples for each in steps if each[1] == REDIS_CHANNELS_IN_MEMORY}
         medians = by_first(interleaved(steps, bench.sizes.loads, warm_up=WARM_UP, block=2, fewer=fewer))
-    for size in others:
-        label = f"{LOAD_ALL}, among {size:,}"
-        yield against_raw(database, label, medians[size], curve="load_all of 100, by other connections", size=size)
-    yield growth(database, f"… compared with {others[0]:,}", medians[others[-1]], medians[others[0]], OTHERS_GROWTH)
+    for operation, goal in ((LOAD_ALL, OTHERS_GROWTH), (LOAD_ANY, None)):
+        for size in others:
+            label, curve = f"{operation}, among {size:,}", f"{operation}, by other connections"
+            yield against_raw(database, label, medians[operation, size], curve=curve, size=size)
+        first, last = (medians[operation, size] for size in (others[0], others[-1]))
+        yield growth(database, f"… compared with {others[0]:,}", last, first, goal)
 
 
 SUITE = Suite(
@@ -205,8 +211,8 @@ def _step(
     return lambda number: work(store, channels[number])
 
 
-def _load_all_step(store: ChannelStore, name: str, channels: int) -> Step:
-    order = random.Random(name).choices([_channel_id(number) for number in range(channels)], k=1000)
+def _load_all_step(store: ChannelStore, channels: Sequence[str]) -> Step:
+    order = random.Random(0).choices(channels, k=1000)
     expected = range(CONNECTIONS)
     return lambda number: _count(store.load_connections(order[number % 1000]), expected)
 

@@ -118,6 +118,7 @@ PERSIST = "persist"
 LOAD_ONE = "load_one"
 BROADCAST = "broadcast"
 LOAD_ALL = "load_all of 100 connections"
+LOAD_ANY = "load_all of any channel's 100"
 
 REDIS_CHANNELS_IN_MEMORY = "RedisSSEChannelRepository (no disk)"
 REDIS_CHANNELS_ON_DISK = "RedisSSEChannelRepository (fsync)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import statistics
 import time
 from collections.abc import Callable, Hashable, Mapping
@@ -22,7 +23,8 @@ def interleaved(
 ) -> dict[Contender, float]:
     """The median time of each contender's step, in seconds.
 
-    The contenders take turns, and take turns at going first. Every step is timed by itself.
+    The contenders take turns, and take turns at going first. Every step is timed by itself. Python's collector is on,
+    but leaves out what was there before the first step: to walk through that is no part of any.
 
     :param samples: how many steps of each are counted
     :param warm_up: how many go before them, not counted: drivers prepare a statement only after a few executions
@@ -32,6 +34,8 @@ def interleaved(
     times: dict[Contender, list[int]] = {name: [] for name in steps}
     last = {name: warm_up + (fewer or {}).get(name, samples) for name in steps}
     order = list(steps)
+    gc.collect()
+    gc.freeze()
     for start in range(0, warm_up + samples, block):
         for name in order:
             step, taken = steps[name], times[name]
@@ -40,6 +44,7 @@ def interleaved(
                 step(number)
                 taken.append(time.perf_counter_ns() - began)
         order.append(order.pop(0))
+    gc.unfreeze()
     return {name: statistics.median(taken[warm_up:]) / 1e9 for name, taken in times.items()}
 
 
