@@ -77,8 +77,9 @@ def prefix_page(bench: Bench) -> Iterator[Figure]:
         of = by_first(interleaved(steps, bench.sizes.pages, warm_up=WARM_UP, block=5))
     database = bench.backend.name
     goals = STORAGE[database]
-    yield against_raw(database, few, of[few])
-    yield against_raw(database, many, of[many], goals[PAGE])
+    curve = f"{PAGE} of {MATCHES}, by keys in the store"
+    yield against_raw(database, few, of[few], curve=curve, size=FEW_KEYS)
+    yield against_raw(database, many, of[many], goals[PAGE], curve=curve, size=bench.sizes.many_keys)
     yield growth(database, f"… compared with {FEW_KEYS:,}", of[many], of[few], goals[GROWTH])
     yield against_raw(database, scattered, of[scattered])
 

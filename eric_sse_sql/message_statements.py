@@ -76,7 +76,8 @@ def _notify(sql: Dialect) -> Construct:
 
 
 def _restore(sql: Dialect) -> Construct:
-    return sql.insert_rows(MessageRow, WHOLE_ROW)
+    """Nothing, where a message is back: whoever has not heard that it was committed tries again."""
+    return sql.insert_rows(MessageRow, WHOLE_ROW).on_conflict_do_nothing(index_elements=[MessageRow.id])
 
 
 def _lease(sql: Dialect) -> Construct:

@@ -124,7 +124,8 @@ class SqlQueue(PersistableQueue):
         return sorted(rows, key=itemgetter(3))  # by their numbers
 
     def give_back(self, rows: Iterable[Row]) -> None:
-        """Put messages that were taken, and not delivered, back to their places. One statement."""
+        """Put messages that were taken, and not delivered, back to their places; those that are back already, for an
+        answer that was lost, stay. One statement."""
         given = [dict(zip(sql.WHOLE_ROW.values(), row, strict=True)) for row in rows]
         if given:
             with repository_errors("the messages can't be given back"), self._database.transaction():

@@ -49,9 +49,7 @@ class Shortcut:
             rows = self._rows(cast(Any, pooled.driver_connection), compiled.sql, values)
         except BaseException as error:
             if self._is_broken(error, pooled):
-                pooled.invalidate()
-                self._engine.dispose()  # the others of the pool are as dead
-                pooled.close()
+                self._drop(pooled)
             else:
                 self._put(pool, pooled)
             raise
@@ -60,12 +58,10 @@ class Shortcut:
 
     def release(self) -> None:
         """Return what is at hand to the pool, where the engine finds it."""
-        while self._at_hand:
-            try:
-                kept = self._at_hand.pop()
-            except IndexError:  # another thread was first
-                return
+        kept = self._kept()
+        while kept is not None:
             self._return(*kept)
+            kept = self._kept()
 
     def close(self) -> None:
         """Return what is at hand, and keep no more."""
@@ -78,19 +74,31 @@ class Shortcut:
         self._at_hand = []
 
     def _take(self) -> tuple[Pool, PoolProxiedConnection]:
-        pool = self._engine.pool
-        while self._at_hand:
-            try:
-                kept = self._at_hand.pop()
-            except IndexError:
-                break
-            if kept[0] is pool:
-                return kept
-            self._return(*kept)
-        pooled = self._engine.raw_connection()
+        kept = self._kept()
+        if kept is not None:
+            return kept
+        pool, pooled = self._engine.pool, self._engine.raw_connection()
+        if self._has_hung_up(pooled):  # as it has on all others of the pool
+            self._drop(pooled)
+            pool, pooled = self._engine.pool, self._engine.raw_connection()
         if self._patience:
             self._patience.replace_handler(cast(Any, pooled.driver_connection))
         return pool, pooled
+
+    def _kept(self) -> tuple[Pool, PoolProxiedConnection] | None:
+        """What is at hand, if it is of any use."""
+        while self._at_hand:
+            try:
+                pool, pooled = self._at_hand.pop()
+            except IndexError:  # another thread was first
+                break
+            if self._has_hung_up(pooled):
+                self._drop(pooled)
+            elif pool is not self._engine.pool:
+                self._return(pool, pooled)
+            else:
+                return pool, pooled
+        return None
 
     def _put(self, pool: Pool, pooled: PoolProxiedConnection) -> None:
         if self._keeps and not self._at_hand:
@@ -108,6 +116,22 @@ class Shortcut:
                 self._patience.restore_handler(cast(Any, pooled.driver_connection))
         finally:
             pooled.close()
+
+    def _drop(self, pooled: PoolProxiedConnection) -> None:
+        """Close a broken connection, and those of the pool, which are as broken."""
+        pooled.invalidate()
+        self._engine.dispose()
+        pooled.close()
+
+    def _has_hung_up(self, pooled: PoolProxiedConnection) -> bool:
+        """Whether the server has closed a connection that nobody used, as far as can be told without asking it."""
+        if self._is_postgres:
+            try:
+                for _ in range(2):  # its last words, and the end
+                    cast(Any, pooled.driver_connection).pgconn.consume_input()
+            except Exception:
+                return True
+        return False
 
     def _rows(self, driver: Any, sql: str, values: tuple[Any, ...]) -> Sequence[Row]:
         if self._is_postgres:

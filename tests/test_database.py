@@ -8,14 +8,15 @@ import multiprocessing
 import sqlite3
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+import psycopg
 import pytest
-from catalog import connections_in_use
+from catalog import address, connections_in_use
 from conftest import table_counts
 from eric_sse.exception import NoMessagesException, RepositoryError
 from eric_sse.message import Message
@@ -210,6 +211,23 @@ def test_an_engine_that_was_disposed_of_leaves_nothing_at_hand(shared_url: URL) 
     assert connections_in_use(database) == 0
 
 
+def test_a_connection_that_the_server_has_closed_between_two_calls_is_replaced(migrated_postgres: URL) -> None:
+    kill = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = current_database() AND pid <> "
+    with Database(migrated_postgres) as database:
+        storage, queue = SqlStorageEngine(database), SqlQueue(database)
+        calls: list[Callable[[], object]] = [
+            lambda: storage.upsert("a", 2),
+            lambda: queue.push_many([Message("m")]),  # a transaction
+            queue.clear,
+            lambda: storage.delete("a"),
+        ]
+        for call in calls:
+            storage.upsert("a", 1)  # whose connection is at hand then
+            with psycopg.connect(address(migrated_postgres.set(drivername="postgresql"))) as other:
+                other.execute(kill + "pg_backend_pid()")
+            call()
+
+
 def is_closed(connection: Any) -> bool:
     if isinstance(connection, sqlite3.Connection):
         try:
@@ -348,15 +366,18 @@ def test_a_thread_does_not_wait_for_ever_for_the_one_connection_of_a_database_in
         assert list(storage.fetch_all()) == [2]
 
 
-def test_a_connection_that_the_server_closed_is_replaced(migrated_postgres: URL) -> None:
-    with Database(migrated_postgres) as database, Database(migrated_postgres) as other:
+def test_a_connection_that_the_server_closes_in_a_call_is_replaced(migrated_postgres: URL) -> None:
+    kill = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+    with Database(migrated_postgres) as database, ThreadPoolExecutor() as threads:
         storage = SqlStorageEngine(database)
         storage.upsert("a", 1)
-        with other.engine.connect() as connection:
-            kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
-            connection.execute(text(f"{kill} AND datname = current_database()"))
-        with pytest.raises(RepositoryError, match="closed the connection"):
-            storage.fetch_one("a")
+        with psycopg.connect(address(migrated_postgres.set(drivername="postgresql"))) as other:
+            other.execute("LOCK TABLE kv_entries")
+            call = threads.submit(storage.fetch_one, "a")
+            while not other.execute(kill).fetchall():
+                assert not call.done()
+            with pytest.raises(RepositoryError, match="closed the connection"):
+                call.result(10)
         assert storage.fetch_one("a") == 1
         storage.delete("a")
 

@@ -77,6 +77,15 @@ def test_queues_of_one_id_share_their_messages(database: Database) -> None:
     assert drain(SqlQueue(database, "shared2")) == []
 
 
+def test_messages_that_are_given_back_twice_are_there_once(database: Database) -> None:
+    queue = SqlQueue(database)
+    queue.push_many(Message("m", n) for n in range(4))
+    taken = queue.take(3)
+    queue.give_back(taken[:2])
+    queue.give_back(taken)  # as after a commit whose answer was lost
+    assert [queue.pop().payload for _ in range(len(queue))] == [0, 1, 2, 3]
+
+
 def test_each_queue_has_an_id_of_its_own(database: Database) -> None:
     assert SqlQueue(database).id != SqlQueue(database).id
     assert SqlQueue(database, "").id == ""
