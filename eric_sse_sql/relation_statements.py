@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from sqlalchemy import LargeBinary, Text, bindparam, cast, delete, exists, null, or_, select, union_all, update
@@ -14,67 +14,68 @@ from eric_sse_sql.storage import ENTRY
 
 # Reading
 
-_listener, _queue = aliased(KvEntry), aliased(KvEntry)
 
-
-def _connections() -> Construct:
+def _connections(sql: Dialect) -> Construct:
     """Channel, id and both objects of connections, in one join."""
+    entry = KvEntry.key, KvEntry.value
+    listener, on_listener = sql.found(KvEntry.key, ConnectionRow.listener_key, *entry)
+    queue, on_queue = sql.found(KvEntry.key, ConnectionRow.queue_key, *entry)
     return (
         select(
             ConnectionRow.channel_id,
             ConnectionRow.id,
-            _listener.key,
-            _listener.value,
-            _queue.key,
-            _queue.value,
+            listener.c.key,
+            listener.c.value,
+            queue.c.key,
+            queue.c.value,
             ConnectionRow.listener_id,
             ConnectionRow.queue_id,
         )
-        .join(_listener, _listener.key == ConnectionRow.listener_key)
-        .join(_queue, _queue.key == ConnectionRow.queue_key)
+        .select_from(ConnectionRow)
+        .join(listener, on_listener)
+        .join(queue, on_queue)
     )
 
 
 def _of_channel(sql: Dialect) -> Construct:
-    return _connections().where(ConnectionRow.channel_id == bindparam("channel")).order_by(ConnectionRow.id)
+    return _connections(sql).where(ConnectionRow.channel_id == bindparam("channel")).order_by(ConnectionRow.id)
 
 
 def _of_channels(sql: Dialect) -> Construct:
     ids = ConnectionRow.channel_id
-    page = _connections().where(ids >= bindparam("first"), ids <= bindparam("last"))
+    page = _connections(sql).where(ids >= bindparam("first"), ids <= bindparam("last"))
     return page.order_by(ConnectionRow.channel_id, ConnectionRow.id)
 
 
 def _one_connection(sql: Dialect) -> Construct:
-    return _connections().where(ConnectionRow.id == bindparam("connection"))
+    return _connections(sql).where(ConnectionRow.id == bindparam("connection"))
 
 
-def _channels(*columns: Construct) -> Construct:
-    """Those that are persisted: of one that has connections only, there is a row without a type."""
-    channels = select(ChannelRow.id, *columns).join(KvEntry, KvEntry.key == ChannelRow.entry_key)
-    return channels.where(ChannelRow.channel_type != "")
+def _channels(sql: Dialect, connection: Sequence[Construct] = (), queue: Sequence[Construct] = ()) -> Construct:
+    """Those that are persisted, and their objects: of one that has connections only, there is a row without a type."""
+    entry, on_entry = sql.found(KvEntry.key, ChannelRow.entry_key, KvEntry.key, KvEntry.value)
+    columns = ChannelRow.id, *connection, entry.c.key, entry.c.value, *queue
+    return select(*columns).select_from(ChannelRow).join(entry, on_entry).where(ChannelRow.channel_type != "")
 
 
 def _one_channel(sql: Dialect) -> Construct:
     """A channel, in a row without connection, and its connections: one statement, and so one state of both."""
     no_text, no_blob = cast(null(), Text), cast(null(), LargeBinary)
     queue = no_text.label("queue"), no_blob.label("blob"), no_text.label("listener_id"), no_text.label("queue_id")
-    channel = _channels(no_text.label("connection"), KvEntry.key, KvEntry.value, *queue).where(
-        ChannelRow.id == bindparam("channel")
-    )
+    channel = _channels(sql, [no_text.label("connection")], queue).where(ChannelRow.id == bindparam("channel"))
     return union_all(channel, _of_channel(sql).order_by(None)).order_by("connection")
 
 
 def _first_channels(sql: Dialect) -> Construct:
-    return _page().where(ChannelRow.id >= bindparam("start"))
+    return _page(sql).where(ChannelRow.id >= bindparam("start"))
 
 
 def _next_channels(sql: Dialect) -> Construct:
-    return _page().where(ChannelRow.id > bindparam("start"))
+    return _page(sql).where(ChannelRow.id > bindparam("start"))
 
 
-def _page() -> Construct:
-    return _channels(KvEntry.key, KvEntry.value).order_by(ChannelRow.id).limit(bindparam("count"))
+def _page(sql: Dialect) -> Construct:
+    return _channels(sql).order_by(ChannelRow.id).limit(bindparam("count"))
 
 
 OF_CHANNEL = Statement(_of_channel)

@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, cast
 
 from eric_sse.exception import RepositoryError
-from sqlalchemy import ARRAY, Engine, Float, Text, and_, any_, bindparam, func, literal_column, select, tuple_
+from sqlalchemy import ARRAY, Engine, Float, Text, and_, any_, bindparam, func, literal_column, select, true, tuple_
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.orm import aliased
 
 ADVISORY_CLASS = 0x65726963  # any number, the same in every process
 Row = Sequence[Any]  # as a statement returns it
@@ -42,6 +43,10 @@ class Dialect(Protocol):
     def in_order(self, group: Any, number: Any, name: str) -> tuple[Construct, tuple[Any, ...]]:
         """The condition that selects the rows whose group is bound by a name, and what orders them by their numbers, in
         a form that is read from the index over both columns, and from nothing else."""
+
+    def found(self, key: Any, value: Any, *columns: Any) -> tuple[Any, Construct]:
+        """What to join, and on what, for the one row of another table that has a value as its key: looked up in the
+        index of the key, row after row, however many there are."""
 
     def notifying(self, change: Any) -> Construct:
         """The same change, with a notification on the channel bound as ``notify_channel``: on Postgres."""
@@ -91,6 +96,13 @@ class _Postgres:
         return and_(row >= first, row <= last), (group, number)
 
     @staticmethod
+    def found(key: Any, value: Any, *columns: Any) -> tuple[Any, Construct]:
+        # A plain join, the planner may make by reading all rows of the other table. The limit keeps it from that.
+        row = aliased(key.class_)
+        of_row = [getattr(row, column.key) for column in columns]
+        return select(*of_row).where(getattr(row, key.key) == value).limit(literal_column("1")).lateral(), true()
+
+    @staticmethod
     def notifying(change: Any) -> Construct:
         return select(notification()).add_cte(change.cte("change"))
 
@@ -132,6 +144,11 @@ class _Sqlite:
     @staticmethod
     def in_order(group: Any, number: Any, name: str) -> tuple[Construct, tuple[Any, ...]]:
         return group == bindparam(name), (number,)
+
+    @staticmethod
+    def found(key: Any, value: Any, *columns: Any) -> tuple[Any, Construct]:
+        row = key.class_.__table__.alias()
+        return row, row.c[key.key] == value
 
     @staticmethod
     def notifying(change: Any) -> Construct:

@@ -1,15 +1,17 @@
-"""What Postgres reads to take a message: the first of the queue in the index, and no others."""
+"""What Postgres reads: to take a message, the first one in the index; to load a channel, what belongs to it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 
 import pytest
 from eric_sse.exception import NoMessagesException
 from eric_sse.message import Message
-from sqlalchemy import URL, text
+from sqlalchemy import URL, create_engine, text
 
 from eric_sse_sql import Database, SqlQueue
+from eric_sse_sql.contract import ERIC_SSE_2_0
 
 DEEP, POPS = 5_000, 100
 
@@ -34,17 +36,14 @@ def pop_from_empty(queue: SqlQueue) -> None:
             queue.pop()
 
 
-def rows_read(database: Database) -> int:
-    """How many rows of messages were read so far, by whatever plan."""
+def rows_read(database: Database, table: str = "sse_messages") -> int:
+    """How many rows of a table were read so far, by whatever plan."""
     with database.engine.connect() as connection:
         connection.execute(text("SELECT pg_stat_force_next_flush()"))
     with database.engine.connect() as connection:
-        read = (
-            "SELECT (SELECT seq_tup_read FROM pg_stat_user_tables WHERE relname = 'sse_messages') + sum(idx_tup_read)"
-        )
-        return int(
-            connection.scalar(text(f"{read} FROM pg_stat_user_indexes WHERE relname = 'sse_messages'"))  # type: ignore[arg-type]
-        )
+        one_by_one = "SELECT seq_tup_read FROM pg_stat_user_tables WHERE relname = :table"
+        by_index = "SELECT sum(idx_tup_read) FROM pg_stat_user_indexes WHERE relname = :table"
+        return int(connection.execute(text(f"SELECT ({one_by_one}) + ({by_index})"), {"table": table}).scalar_one())
 
 
 def test_a_pop_reads_few_rows_of_a_queue_that_was_empty_when_its_plan_was_made(database: Database) -> None:
@@ -81,3 +80,29 @@ def test_a_pop_from_an_empty_queue_reads_few_rows_of_a_deep_one(database: Databa
     before = rows_read(database)
     pop_from_empty(empty)
     assert rows_read(database) - before < POPS * POPS
+
+
+@pytest.mark.skipif(ERIC_SSE_2_0, reason="eric-sse 2.0 has no such repository")
+@pytest.mark.parametrize("own_engine", [False, True])
+def test_a_channel_is_loaded_without_the_objects_of_others(database: Database, own_engine: bool) -> None:
+    from eric_sse_sql import SqlSSEChannelRepository
+
+    channels, connections = 20, 1000
+    with ExitStack() as stack:
+        used = database
+        if own_engine:
+            engine = create_engine(database.engine.url)
+            stack.callback(engine.dispose)
+            used = Database(engine)
+        repository = SqlSSEChannelRepository(used)
+        for number in range(channels):
+            channel = repository.create({"channel_id": f"channel {number}"})
+            for _ in range(connections):
+                channel.add_listener()
+            repository.persist(channel)
+        with database.engine.connect() as connection:
+            connection.execute(text("ANALYZE"))
+        before = rows_read(database, "kv_entries")
+        for number in range(channels):
+            assert len(list(repository.load_one(f"channel {number}").get_connections())) == connections
+        assert rows_read(database, "kv_entries") - before < 2 * channels * (2 * connections + 1)
