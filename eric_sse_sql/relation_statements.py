@@ -152,14 +152,15 @@ def _deletions(scope: Scope) -> tuple[Statement, ...]:
     """What deletes some connections, with the objects and messages that no other connection needs."""
     other = aliased(ConnectionRow)
 
-    def outside(sql: Dialect) -> Construct:
-        return other.id.not_in(select(ConnectionRow.id).where(scope(sql)))
+    def no_other(sql: Dialect, has_it: Construct) -> Construct:
+        outside = other.id.not_in(select(ConnectionRow.id).where(scope(sql)))
+        return sql.none(select(other.id).where(has_it, outside))
 
     def messages(row: Any) -> Statement:
         return Statement(
             lambda sql: delete(row).where(
                 row.queue_id.in_(select(ConnectionRow.queue_id).where(scope(sql))),
-                ~exists().where(other.queue_id == row.queue_id, outside(sql)),
+                no_other(sql, other.queue_id == row.queue_id),
             )
         )
 
@@ -169,8 +170,8 @@ def _deletions(scope: Scope) -> tuple[Statement, ...]:
         )
         return delete(KvEntry).where(
             KvEntry.key.in_(keys),
-            ~exists().where(other.listener_key == KvEntry.key, outside(sql)),
-            ~exists().where(other.queue_key == KvEntry.key, outside(sql)),
+            no_other(sql, other.listener_key == KvEntry.key),
+            no_other(sql, other.queue_key == KvEntry.key),
         )
 
     # The foreign keys have deleted these rows with their objects, unless an object is shared or SQLite's are off.

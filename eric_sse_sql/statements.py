@@ -48,6 +48,9 @@ class Dialect(Protocol):
         """What to join, and on what, for the one row of another table that has a value as its key: looked up in the
         index of the key, row after row, however many there are."""
 
+    def none(self, rows: Any) -> Construct:
+        """Whether a SELECT, about a row of another one, finds nothing: looked up for each row."""
+
     def notifying(self, change: Any) -> Construct:
         """The same change, with a notification on the channel bound as ``notify_channel``: on Postgres."""
 
@@ -103,6 +106,10 @@ class _Postgres:
         return select(*of_row).where(getattr(row, key.key) == value).limit(literal_column("1")).lateral(), true()
 
     @staticmethod
+    def none(rows: Any) -> Construct:
+        return ~rows.offset(literal_column("0")).exists()  # which is no join either
+
+    @staticmethod
     def notifying(change: Any) -> Construct:
         return select(notification()).add_cte(change.cte("change"))
 
@@ -149,6 +156,10 @@ class _Sqlite:
     def found(key: Any, value: Any, *columns: Any) -> tuple[Any, Construct]:
         row = key.class_.__table__.alias()
         return row, row.c[key.key] == value
+
+    @staticmethod
+    def none(rows: Any) -> Construct:
+        return ~rows.exists()
 
     @staticmethod
     def notifying(change: Any) -> Construct:
