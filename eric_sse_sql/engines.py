@@ -19,6 +19,9 @@ from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 
 BUSY_SECONDS = 30
 RETRY_SECONDS = 0.001, 0.004
+# With these libpq gives up within a minute a server that has vanished, and asks no more of one that is slow
+# (https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-PARAMKEYWORDS).
+NOTICE_VANISHED = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3, "tcp_user_timeout": 60_000}
 
 
 def make_engine(bind: str | URL, *, through_proxy: bool = False) -> Engine:
@@ -28,20 +31,24 @@ def make_engine(bind: str | URL, *, through_proxy: bool = False) -> Engine:
     connection, for which threads take turns.
 
     On Postgres without plans that read whole tables: one that was made when the queues were empty would be kept, and
-    read all of a deep one for each message, until the table is analysed again.
+    read all of a deep one for each message, until the table is analysed again. And with keep-alives: a call to a server
+    that has vanished ends within a minute.
 
-    :param through_proxy: whether settings of a session may end up in another one, and are left alone
+    :param through_proxy: whether each transaction may have another session: no setting of one is changed, and no
+        statement prepared in it
     """
     url = make_url(bind)
     if url.drivername == "postgresql":
         url = url.set(drivername="postgresql+psycopg")
     options: dict[str, Any] = {"isolation_level": "AUTOCOMMIT", "pool_reset_on_return": None, "hide_parameters": True}
     if url.get_backend_name() != "sqlite":
-        engine = create_engine(url, **options)
-        if not through_proxy:
-            event.listen(engine, "connect", _prepare_postgres)
+        arguments = {name: value for name, value in NOTICE_VANISHED.items() if name not in url.query}
+        if through_proxy:
+            return create_engine(url, connect_args={"prepare_threshold": None, **arguments}, **options)
+        engine = create_engine(url, connect_args=arguments, **options)
+        event.listen(engine, "connect", _prepare_postgres)
         return engine
-    arguments: dict[str, Any] = {} if "timeout" in url.query else {"timeout": BUSY_SECONDS}
+    arguments = {} if "timeout" in url.query else {"timeout": BUSY_SECONDS}
     if is_in_memory(url):
         arguments["check_same_thread"] = False
         options["poolclass"] = OneConnectionPool

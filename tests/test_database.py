@@ -382,6 +382,31 @@ def test_a_connection_that_the_server_closes_in_a_call_is_replaced(migrated_post
         storage.delete("a")
 
 
+def test_behind_a_proxy_no_statement_is_prepared(migrated_postgres: URL) -> None:
+    """Another client of the proxy would find it in its session: PgBouncer 1.18 failed with "already exists"."""
+
+    def prepared(notify: bool) -> Any:
+        with Database(migrated_postgres, notify=notify) as database:
+            for _ in range(20):
+                SqlStorageEngine(database).delete("a")
+            with database.transaction():  # on the same connection
+                return database.connection().scalar(text("SELECT count(*) FROM pg_prepared_statements"))
+
+    assert prepared(notify=True) > 0
+    assert prepared(notify=False) == 0
+
+
+def test_a_server_that_vanishes_is_noticed_by_keep_alives_unless_the_url_says_how(migrated_postgres: URL) -> None:
+    for url, idle in (
+        (migrated_postgres, "30"),
+        (migrated_postgres.update_query_dict({"keepalives_idle": "7"}), "7"),
+    ):
+        with Database(url) as database, database.engine.connect() as connection:
+            driver = cast("psycopg.Connection[Any]", connection.connection.driver_connection)
+            parameters = driver.info.get_parameters()
+            assert (parameters["keepalives_idle"], parameters["tcp_user_timeout"]) == (idle, "60000")
+
+
 def test_tables_can_be_in_a_schema_of_their_own(migrated_postgres: URL) -> None:
     with Database(migrated_postgres, schema='odd "Schema"') as database, Database(migrated_postgres) as public:
         database.upgrade()
