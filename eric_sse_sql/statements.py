@@ -46,7 +46,10 @@ class Dialect(Protocol):
 
     def found(self, key: Any, value: Any, *columns: Any) -> tuple[Any, Construct]:
         """What to join, and on what, for the one row of another table that has a value as its key: looked up in the
-        index of the key, row after row, however many there are."""
+        index of the key, row after row, however many there are.
+
+        :param columns: those that are read of it
+        """
 
     def none(self, rows: Any) -> Construct:
         """Whether a SELECT, about a row of another one, finds nothing: looked up for each row."""
