@@ -262,6 +262,7 @@ def test_50_consumers_that_go_away_lose_nothing(database: Database) -> None:
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
+            await asyncio.sleep(0.01)
             while len(seen) + len(queue) < 500:  # a fetch that was under way gives back what it gets
                 await asyncio.sleep(0.01)
         return seen
