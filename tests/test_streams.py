@@ -8,6 +8,7 @@ import random
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, contextmanager, suppress
 from typing import Any
 
@@ -248,6 +249,7 @@ def test_50_consumers_that_go_away_lose_nothing(database: Database) -> None:
     rng = random.Random(50)
 
     async def main() -> list[Any]:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))  # in which one waits for the other
         seen: list[Any] = []
 
         async def consume() -> None:
@@ -262,8 +264,8 @@ def test_50_consumers_that_go_away_lose_nothing(database: Database) -> None:
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
-            await asyncio.sleep(0.01)
-            while len(seen) + len(queue) < 500:  # a fetch that was under way gives back what it gets
+            await asyncio.to_thread(int)  # a fetch that was under way has ended then, and gives back what it has got
+            while len(seen) + len(queue) < 500:
                 await asyncio.sleep(0.01)
         return seen
 
@@ -478,7 +480,7 @@ def test_an_outage_is_one_error_and_ends_by_itself(database: Database) -> None:
 
 def test_a_stream_goes_on_when_the_server_has_dropped_every_connection(migrated_postgres: URL) -> None:
     drop = text(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+        "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "  # and wait until it has gone
         "WHERE datname = current_database() AND pid <> pg_backend_pid()"
     )
     with Database(migrated_postgres) as database, Database(migrated_postgres) as other:
