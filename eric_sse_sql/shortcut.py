@@ -58,10 +58,8 @@ class Shortcut:
 
     def release(self) -> None:
         """Return what is at hand to the pool, where the engine finds it."""
-        kept = self._kept()
-        while kept is not None:
+        while (kept := self._kept()) is not None:
             self._return(*kept)
-            kept = self._kept()
 
     def close(self) -> None:
         """Return what is at hand, and keep no more."""
