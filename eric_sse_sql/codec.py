@@ -27,6 +27,7 @@ from eric_sse.message import Message, MessageContract, SignedMessage, UniqueMess
 from eric_sse.prefabs import SSEChannel
 from eric_sse.queues import InMemoryQueue, Queue
 
+from eric_sse_sql import message_pickles
 from eric_sse_sql.contract import ObjectAsKeyValuePersistenceMixin
 from eric_sse_sql.opcodes import is_plain
 
@@ -155,9 +156,11 @@ class PickleCodec:
 
     def pickled(self, value: object, reference: HeldByReference | None = None) -> bytes:
         """The pickle of an object: the first half of :meth:`encode`, for one that is to stand at many places."""
-        buffer = io.BytesIO()
+        buffer, content = io.BytesIO(), message_pickles.content_of(value)
+        pickler = _Pickler(buffer, PROTOCOL)
+        pickler.codec, pickler.held = self, reference
         try:
-            _Pickler(buffer, self, reference).dump(value)
+            pickler.dump(value if content is None else content)
         except RepositoryError:
             raise
         except Exception as error:  # eric-sse's own too: what an object raises says nothing of the database
@@ -165,7 +168,8 @@ class PickleCodec:
                 f"an object of class {class_path(type(value))} can't be stored: {type(error).__name__}; "
                 "the attached cause says why"
             ) from error
-        return buffer.getvalue()
+        pickled = buffer.getvalue()
+        return pickled if content is None else message_pickles.around(pickled)
 
     def sealed(self, pickled: bytes, place: str) -> bytes:
         """The blob of a pickle: the second half of :meth:`encode`."""
@@ -270,20 +274,17 @@ def _is_eric_sse_class(cls: type) -> bool:
 class _Pickler(pickle.Pickler):
     """Writes only what :func:`_unpickle` reads with the same codec."""
 
-    def __init__(self, buffer: io.BytesIO, codec: PickleCodec, reference: HeldByReference | None) -> None:
-        super().__init__(buffer, PROTOCOL)
-        self._codec = codec
-        self._known = codec._known
-        self._held = reference
+    codec: PickleCodec
+    held: HeldByReference | None
 
     def reducer_override(self, obj: Any) -> Any:
         """Called for whatever is not an exact builtin value, classes and functions included."""
         if isinstance(obj, type):
-            if id(obj) not in self._known and not self._codec.unrestricted:
-                self._codec.admit(obj)
+            if id(obj) not in self.codec._known and not self.codec.unrestricted:
+                self.codec.admit(obj)
             return NotImplemented
         if isinstance(obj, HeldByReference):
-            if self._held is not None and not self._held.is_same(obj):
+            if self.held is not None and not self.held.is_same(obj):
                 raise RepositoryError(
                     "the object refers to another database than the one that is to store it, and would come back on "
                     "that one; make it with the database that stores it"
@@ -291,7 +292,7 @@ class _Pickler(pickle.Pickler):
             return _Reference, ()
         if isinstance(obj, ObjectAsKeyValuePersistenceMixin):
             stored = obj.kv_as_dict
-            self._codec.find_persistable(stored["class_path"])
+            self.codec.find_persistable(stored["class_path"])
             parameters = stored["class_path"], stored["constructor_parameters"]
             return _Construct, parameters, (stored["setup_dict"],), None, None, _SetUp
         if isinstance(obj, InMemoryQueue):
@@ -299,7 +300,7 @@ class _Pickler(pickle.Pickler):
                 f"class {class_path(type(obj))} keeps its messages in this process and can't be stored; "
                 "use eric_sse_sql.SqlQueue"
             )
-        return _reduced(obj, self._codec.unrestricted)
+        return _reduced(obj, self.codec.unrestricted)
 
 
 def _reduced(obj: Any, unrestricted: bool) -> Any:
@@ -388,6 +389,11 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _unpickle(pickled: bytes, codec: PickleCodec, reference: HeldByReference | None) -> Any:
+    content = message_pickles.inside(pickled)
+    return _loads(pickled, codec, reference) if content is None else Message(*_loads(content, codec, reference))
+
+
+def _loads(pickled: bytes, codec: PickleCodec, reference: HeldByReference | None) -> Any:
     """The only place that unpickles."""
     if not codec.unrestricted and is_plain(pickled):
         return pickle.loads(pickled)  # noqa: S301 - nothing in it names a class

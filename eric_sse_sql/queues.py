@@ -355,5 +355,7 @@ def _push_to_all(database: Database, queues: Sequence[SqlQueue], message: Messag
 
 def _type_of(message: MessageContract) -> str:
     """The message's type as the table shows it to people."""
-    kind = str(getattr(message, "type", class_path(type(message))))[:MAX_TYPE_CHARACTERS]
+    kind = str(message.type if hasattr(message, "type") else class_path(type(message)))[:MAX_TYPE_CHARACTERS]
+    if kind.isascii() and "\0" not in kind:
+        return kind
     return kind.encode(errors="replace").decode().replace("\0", "\ufffd")

@@ -14,6 +14,18 @@ from eric_sse_sql.statements import Compiled, Row
 _inherited: list[object] = []  # connections that a forked child must neither use nor close
 
 
+class _Connection:
+    """A connection, and the pool that it is returned to."""
+
+    __slots__ = ("cursor", "driver", "pool", "pooled")
+
+    def __init__(self, engine: Engine) -> None:
+        self.pool: Pool = engine.pool
+        self.pooled: PoolProxiedConnection = engine.raw_connection()
+        self.driver = cast(Any, self.pooled.driver_connection)
+        self.cursor: Any = None  # of Postgres, to make which takes as long as to write the statement
+
+
 class Shortcut:
     """Runs single statements on a connection of an engine's pool, and keeps one at hand from call to call.
 
@@ -29,7 +41,7 @@ class Shortcut:
         self._patience = patience
         self._is_postgres = engine.dialect.name == "postgresql"
         self._keeps = not isinstance(engine.pool, OneConnectionPool)
-        self._at_hand: list[tuple[Pool, PoolProxiedConnection]] = []
+        self._at_hand: list[_Connection] = []
         self._is_closed = False
 
     def is_open(self) -> bool:
@@ -44,22 +56,22 @@ class Shortcut:
 
     def execute(self, compiled: Compiled, values: tuple[Any, ...]) -> Sequence[Row]:
         """The rows of a statement, all fetched."""
-        pool, pooled = self._take()
+        connection = self._take()
         try:
-            rows = self._rows(cast(Any, pooled.driver_connection), compiled.sql, values)
+            rows = self._rows(connection, compiled.sql, values)
         except BaseException as error:
-            if self._is_broken(error, pooled):
-                self._drop(pooled)
+            if self._is_broken(error, connection):
+                self._drop(connection)
             else:
-                self._put(pool, pooled)
+                self._put(connection)
             raise
-        self._put(pool, pooled)
+        self._put(connection)
         return rows
 
     def release(self) -> None:
         """Return what is at hand to the pool, where the engine finds it."""
         while (kept := self._kept()) is not None:
-            self._return(*kept)
+            self._return(kept)
 
     def close(self) -> None:
         """Return what is at hand, and keep no more."""
@@ -71,77 +83,80 @@ class Shortcut:
         _inherited.append(self._at_hand)
         self._at_hand = []
 
-    def _take(self) -> tuple[Pool, PoolProxiedConnection]:
+    def _take(self) -> _Connection:
         kept = self._kept()
         if kept is not None:
             return kept
-        pool, pooled = self._engine.pool, self._engine.raw_connection()
-        if self._has_hung_up(pooled):  # as it has on all others of the pool
-            self._drop(pooled)
-            pool, pooled = self._engine.pool, self._engine.raw_connection()
+        connection = _Connection(self._engine)
+        if self._has_hung_up(connection):  # as it has on all others of the pool
+            self._drop(connection)
+            connection = _Connection(self._engine)
         if self._patience:
-            self._patience.replace_handler(cast(Any, pooled.driver_connection))
-        return pool, pooled
+            self._patience.replace_handler(connection.driver)
+        return connection
 
-    def _kept(self) -> tuple[Pool, PoolProxiedConnection] | None:
+    def _kept(self) -> _Connection | None:
         """What is at hand, if it is of any use."""
         while self._at_hand:
             try:
-                pool, pooled = self._at_hand.pop()
+                kept = self._at_hand.pop()
             except IndexError:  # another thread was first
                 break
-            if self._has_hung_up(pooled):
-                self._drop(pooled)
-            elif pool is not self._engine.pool:
-                self._return(pool, pooled)
+            if self._has_hung_up(kept):
+                self._drop(kept)
+            elif kept.pool is not self._engine.pool:
+                self._return(kept)
             else:
-                return pool, pooled
+                return kept
         return None
 
-    def _put(self, pool: Pool, pooled: PoolProxiedConnection) -> None:
+    def _put(self, connection: _Connection) -> None:
         if self._keeps and not self._at_hand:
-            self._at_hand.append((pool, pooled))
+            self._at_hand.append(connection)
             if self._is_closed:
                 self.release()
         else:
-            self._return(pool, pooled)
+            self._return(connection)
 
-    def _return(self, pool: Pool, pooled: PoolProxiedConnection) -> None:
+    def _return(self, connection: _Connection) -> None:
         try:
-            if pool is not self._engine.pool:  # the engine was disposed of meanwhile
-                pooled.invalidate()
+            if connection.pool is not self._engine.pool:  # the engine was disposed of meanwhile
+                connection.pooled.invalidate()
             elif self._patience:
-                self._patience.restore_handler(cast(Any, pooled.driver_connection))
+                self._patience.restore_handler(connection.driver)
         finally:
-            pooled.close()
+            connection.pooled.close()
 
-    def _drop(self, pooled: PoolProxiedConnection) -> None:
+    def _drop(self, connection: _Connection) -> None:
         """Close a broken connection, and those of the pool, which are as broken."""
-        pooled.invalidate()
+        connection.pooled.invalidate()
         self._engine.dispose()
-        pooled.close()
+        connection.pooled.close()
 
-    def _has_hung_up(self, pooled: PoolProxiedConnection) -> bool:
+    def _has_hung_up(self, connection: _Connection) -> bool:
         """Whether the server has closed a connection that nobody used, as far as can be told without asking it."""
         if self._is_postgres:
             try:
                 for _ in range(2):  # its last words, and the end
-                    cast(Any, pooled.driver_connection).pgconn.consume_input()
+                    connection.driver.pgconn.consume_input()
             except Exception:
                 return True
         return False
 
-    def _rows(self, driver: Any, sql: str, values: tuple[Any, ...]) -> Sequence[Row]:
+    def _rows(self, connection: _Connection, sql: str, values: tuple[Any, ...]) -> Sequence[Row]:
         if self._is_postgres:
-            cursor = driver.execute(sql, values, binary=True)
-            return cast(Sequence[Row], cursor.fetchall()) if cursor.rownumber is not None else ()
+            cursor = connection.cursor or connection.driver.cursor(binary=True)
+            cursor.execute(sql, values)
+            rows: Sequence[Row] = cursor.fetchall() if cursor.rownumber is not None else ()
+            connection.cursor = cursor if len(rows) < 2 else None  # for it holds them until its next statement
+            return rows
         if self._patience:
-            return self._patience.execute(driver, sql, values)
-        return cast(Sequence[Row], driver.execute(sql, values).fetchall())
+            return self._patience.execute(connection.driver, sql, values)
+        return cast(Sequence[Row], connection.driver.execute(sql, values).fetchall())
 
-    def _is_broken(self, error: BaseException, pooled: PoolProxiedConnection) -> bool:
+    def _is_broken(self, error: BaseException, connection: _Connection) -> bool:
         """Whether a connection may be unusable: also where a statement of Postgres was left halfway."""
-        driver = cast(Any, pooled.driver_connection)
         return self._is_postgres and (
-            not isinstance(error, Exception) or self._engine.dialect.is_disconnect(cast(Any, error), driver, None)
+            not isinstance(error, Exception)
+            or self._engine.dialect.is_disconnect(cast(Any, error), connection.driver, None)
         )
