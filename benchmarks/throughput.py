@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -119,21 +119,10 @@ def _seconds_a_message(location: QueueLocation, messages: int) -> float:
     return (max(span.ended for span in spans) - min(span.began for span in spans)) / moved
 
 
-def _warm(location: QueueLocation) -> MessageQueue:
-    """The queue, used as often as it takes until all is imported, connected and prepared."""
-    queue = location.open()
-    for number in range(WARM_UP):
-        queue.push(new_message(number))
-    popped = 0
-    while popped < WARM_UP:
-        with suppress(NoMessagesException):  # another process may be taking the only one
-            queue.pop()
-            popped += 1
-    return queue
-
-
 def _produce(location: QueueLocation, count: int) -> Span:
-    queue = _warm(location)
+    queue = location.open()
+    for number in range(WARM_UP):  # until all is imported, connected and prepared
+        queue.push(new_message(number))
     messages = [new_message(number) for number in range(count)]
     await_others(START_SECONDS)
     began = time.monotonic()
@@ -146,7 +135,14 @@ def _produce(location: QueueLocation, count: int) -> Span:
 def _consume(location: QueueLocation) -> Span:
     """Pops until no producer is left and the queue is empty, for somebody who has not asked it before, too: who has
     found it empty is told of a push a little later."""
-    queue = _warm(location)
+    queue, popped = location.open(), 0
+    while popped < WARM_UP:  # as many as a producer has pushed
+        try:
+            queue.pop()
+        except NoMessagesException:
+            time.sleep(PAUSE_SECONDS)
+        else:
+            popped += 1
     await_others(START_SECONDS)
     began = ended = time.monotonic()
     popped, is_last_look = 0, False

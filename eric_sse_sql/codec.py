@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from contextvars import ContextVar
 from enum import Enum
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 from eric_sse.connection import Connection
 from eric_sse.entities import AbstractChannel
@@ -176,7 +176,8 @@ class PickleCodec:
         blob = pickled
         if self._signing_keys:
             blob = SIGNATURE_MARK + _signature(self._signing_keys[0], place, pickled) + pickled
-        self._check_size(len(blob))
+        if len(blob) > self.max_blob_bytes:
+            self._refuse_size(len(blob))
         return blob
 
     def decode(self, blob: bytes, place: str, reference: HeldByReference | None = None) -> Any:
@@ -189,7 +190,7 @@ class PickleCodec:
         """
         try:
             if len(blob) > self.max_blob_bytes:
-                self._check_size(len(blob))
+                self._refuse_size(len(blob))
             if self._signing_keys or blob.startswith(SIGNATURE_MARK):
                 blob = self._verified(blob, place)
             return _unpickle(blob, self, reference)
@@ -242,11 +243,8 @@ class PickleCodec:
             raise RepositoryError(f"class {path} does not derive from ObjectAsKeyValuePersistenceMixin")
         return cls
 
-    def _check_size(self, size: int) -> None:
-        if size > self.max_blob_bytes:
-            raise RepositoryError(f"a blob must be at most {self.max_blob_bytes} bytes, not {size}") from ValueError(
-                size
-            )
+    def _refuse_size(self, size: int) -> NoReturn:
+        raise RepositoryError(f"a blob must be at most {self.max_blob_bytes} bytes, not {size}") from ValueError(size)
 
     def _verified(self, blob: bytes, place: str) -> bytes:
         """The pickle in a blob, its signature checked."""

@@ -42,8 +42,8 @@ class Database(HeldByReference):
     A call of one statement runs in autocommit, a call of several in one transaction: READ COMMITTED on Postgres,
     BEGIN IMMEDIATE on SQLite, whatever the engine's default is. No table is made before :meth:`upgrade`.
 
-    Where the engine was made here and nobody listens to it, a single statement goes to the driver's own cursor, on a
-    connection of the engine's pool, of which one is kept at hand. As soon as the engine has an event listener, is
+    Where the engine was made here and nobody listens to it, a single statement goes to the driver's own cursor, on one
+    of two connections of the engine's pool that are kept at hand. As soon as the engine has an event listener, is
     echoed or logged at INFO, every statement goes through it; on an engine of the application it always does.
 
     :param bind: a URL, or the application's own engine, of which nothing is changed. A URL makes an engine in
@@ -171,7 +171,7 @@ class Database(HeldByReference):
 
     def run(self, statement: Statement, **parameters: Any) -> Sequence[Row]:
         """Run a statement: in the open transaction, or in autocommit. Its rows, all fetched."""
-        compiled = self._compile(statement)
+        compiled = self._compiled.get(statement) or self._compile(statement)
         return self._execute(compiled, compiled.values(parameters))
 
     def run_many(self, statement: Statement, rows: Sequence[Mapping[str, Any]], **others: Any) -> None:
@@ -211,13 +211,18 @@ class Database(HeldByReference):
 
         :param queue_ids: of the queues that it writes to
         """
-        if self._notifies():
+        is_within, announcer = self.in_transaction(), self._announcer
+        if announcer is None:
+            self.run(publication.plain, **parameters)
+        elif is_within or announcer.leads():  # in a transaction always, where Postgres sends one for many
             self.run(publication.notifying, notify_channel=self._channel, **parameters)
         else:
             self.run(publication.plain, **parameters)
-            if self._announcer is not None:
-                self._announcer.follow()
-        self._announce(queue_ids)
+            announcer.follow()
+        if is_within:
+            self._announce(queue_ids)
+        else:
+            self.wakeups.announce(queue_ids)
 
     def publish_many(
         self, publication: Publication, queue_ids: Iterable[str], rows: Sequence[Mapping[str, Any]]
@@ -228,10 +233,6 @@ class Database(HeldByReference):
         else:
             self.run_many(publication.plain, rows)
         self._announce(queue_ids)
-
-    def _notifies(self) -> bool:
-        """Whether a push is to notify by itself: always in a transaction, where Postgres sends one for many."""
-        return self._announcer is not None and (self.in_transaction() or self._announcer.leads())
 
     def _announce(self, queue_ids: Iterable[str]) -> None:
         self._transactions.after_commit(lambda: self.wakeups.announce(queue_ids))

@@ -26,6 +26,7 @@ from eric_sse_sql.statements import Row, Statement
 from eric_sse_sql.wakeups import FALLBACK_SECONDS
 
 MAX_TYPE_CHARACTERS = 255
+PLACE = f"{MessageRow.__tablename__}/"
 
 Taken = TypeVar("Taken")
 
@@ -237,7 +238,7 @@ class SqlQueue(PersistableQueue):
 
     @property
     def _place(self) -> str:
-        return f"{MessageRow.__tablename__}/{self._queue_id}"
+        return PLACE + self._queue_id
 
     @property
     def kv_key(self) -> str:

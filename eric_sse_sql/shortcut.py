@@ -11,6 +11,7 @@ from sqlalchemy import Engine, Pool, PoolProxiedConnection
 from eric_sse_sql.engines import OneConnectionPool, Patience
 from eric_sse_sql.statements import Compiled, Row
 
+AT_HAND = 2  # connections: one for whoever calls, and one for the thread that announces or looks meanwhile
 _inherited: list[object] = []  # connections that a forked child must neither use nor close
 
 
@@ -27,7 +28,7 @@ class _Connection:
 
 
 class Shortcut:
-    """Runs single statements on a connection of an engine's pool, and keeps one at hand from call to call.
+    """Runs single statements on connections of an engine's pool, and keeps two at hand from call to call.
 
     To take a connection from the pool and to return it takes longer than a fetch from SQLite does. Threads may share
     the shortcut: who finds none at hand takes one from the pool.
@@ -40,9 +41,8 @@ class Shortcut:
         self._engine = engine
         self._patience = patience
         self._is_postgres = engine.dialect.name == "postgresql"
-        self._keeps = not isinstance(engine.pool, OneConnectionPool)
         self._at_hand: list[_Connection] = []
-        self._is_closed = False
+        self._most = 0 if isinstance(engine.pool, OneConnectionPool) else AT_HAND
 
     def is_open(self) -> bool:
         """Whether nobody would notice that a statement does not go through the engine."""
@@ -75,7 +75,7 @@ class Shortcut:
 
     def close(self) -> None:
         """Return what is at hand, and keep no more."""
-        self._is_closed = True
+        self._most = 0
         self.release()
 
     def renew(self) -> None:
@@ -111,12 +111,9 @@ class Shortcut:
         return None
 
     def _put(self, connection: _Connection) -> None:
-        if self._keeps and not self._at_hand:
-            self._at_hand.append(connection)
-            if self._is_closed:
-                self.release()
-        else:
-            self._return(connection)
+        self._at_hand.append(connection)
+        if len(self._at_hand) > self._most and (surplus := self._kept()) is not None:
+            self._return(surplus)
 
     def _return(self, connection: _Connection) -> None:
         try:

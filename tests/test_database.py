@@ -160,7 +160,7 @@ def test_one_connection_serves_call_after_call(shared_url: URL) -> None:
         assert connections_in_use(database) == 0
 
 
-def test_of_many_threads_one_connection_stays_at_hand(shared_url: URL) -> None:
+def test_of_many_threads_two_connections_stay_at_hand(shared_url: URL) -> None:
     with Database(shared_url) as database:
         storage, together = SqlStorageEngine(database), threading.Barrier(5)
 
@@ -175,7 +175,7 @@ def test_of_many_threads_one_connection_stays_at_hand(shared_url: URL) -> None:
         for thread in threads:
             thread.join()
         assert list(storage.fetch_all()) == [49] * 5
-        assert cast(QueuePool, database.engine.pool).checkedout() == 1
+        assert 1 <= cast(QueuePool, database.engine.pool).checkedout() <= 2
         assert connections_in_use(database) == 0
 
 
