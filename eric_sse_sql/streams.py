@@ -244,7 +244,8 @@ class _Waiting(NamedTuple):
     until: float  # at least, though nobody notices what others push
 
     def is_over(self) -> bool:
-        return not self.listener.is_running() or (not self.database.wakeups.are_on and time.monotonic() > self.until)
+        until = max(self.until, self.database.wakeups.trusted_until) - STOP_SECONDS  # the next round would be too late
+        return not self.listener.is_running() or time.monotonic() > until
 
 
 class _Rounds:

@@ -86,14 +86,14 @@ class Wakeups:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._bell: Bell | None = None
-        self._trusted_until = 0.0
+        self.trusted_until = 0.0  # on the clock of time.monotonic()
         for gate in self._held():
             gate.renew()
 
     @property
     def are_on(self) -> bool:
         """Whether the gate of a queue that gets a message opens in time, by itself."""
-        return time.monotonic() < self._trusted_until
+        return time.monotonic() < self.trusted_until
 
     def gate(self, queue_id: str) -> Gate:
         """The gate of a queue, the same for all who hold it."""
@@ -131,7 +131,7 @@ class Wakeups:
         """End the thread and open all gates: who waits looks once more."""
         with self._lock:
             self._is_closed = True
-            self._trusted_until = 0.0
+            self.trusted_until = 0.0
             thread = self._thread
             if self._bell is not None:
                 self._bell.ring()
@@ -177,5 +177,5 @@ class Wakeups:
         watched = [gate for gate in self._held() if gate.is_watched]
         if watched:
             self._look(watched)
-        self._trusted_until = began + FALLBACK_SECONDS
+        self.trusted_until = began + FALLBACK_SECONDS
         return time.monotonic() - began

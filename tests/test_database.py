@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import multiprocessing
 import sqlite3
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,6 +20,7 @@ from eric_sse.exception import NoMessagesException, RepositoryError
 from eric_sse.message import Message
 from sqlalchemy import URL, Engine, QueuePool, create_engine, event, text
 from sqlalchemy.exc import TimeoutError
+from workers import fork
 
 from eric_sse_sql import Database, QueueRepository, SqlQueue, SqlStorageEngine, engines
 from eric_sse_sql.contract import ItemNotFound
@@ -508,16 +507,6 @@ def test_a_child_forked_inside_a_transaction_is_outside_of_it(migrated_postgres:
         assert list(storage.fetch_all()) == [0, 1]
         for key in ("parent", "child"):
             storage.delete(key)
-
-
-@contextmanager
-def fork(work: Any) -> Iterator[None]:
-    """Do some work in a forked child meanwhile."""
-    child = multiprocessing.get_context("fork").Process(target=work)
-    child.start()
-    yield
-    child.join(60)
-    assert child.exitcode == 0
 
 
 # Identity

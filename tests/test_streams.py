@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import random
 import threading
 import time
@@ -18,8 +19,9 @@ from eric_sse.exception import InvalidListenerException, NoMessagesException, Re
 from eric_sse.listener import MessageQueueListener
 from eric_sse.message import Message, MessageContract
 from sqlalchemy import URL, text
+from workers import fork
 
-from eric_sse_sql import Database, SqlQueue, streams
+from eric_sse_sql import BlockingSqlQueue, Database, SqlQueue, streams
 from eric_sse_sql.contract import ERIC_SSE_2_0, make_connection, register
 
 if ERIC_SSE_2_0:
@@ -436,6 +438,28 @@ def test_messages_that_can_not_be_given_back_in_time_are_counted_in_the_log(
     assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == [
         "9 messages that were fetched for a stream can't be given back"
     ]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this machine can't fork")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_forked_child_streams_beside_its_parent(shared_url: URL) -> None:
+    with Database(shared_url) as database, Database(shared_url) as producer:
+        (of_child, child_listener, _), (of_parent, parent_listener, _) = connected(database), connected(database)
+        of_parent.dispatch(parent_listener.id, Message("n", "before"))
+        assert run(lambda: events(of_parent, parent_listener, 1))[0]["data"] == "before"
+        database.wakeups.start()
+
+        def stream() -> None:
+            SqlQueue(database, "to the parent").push(Message("ready"))
+            assert [event["data"] for event in run(lambda: events(of_child, child_listener, 3))] == [0, 1, 2]
+
+        with fork(stream):
+            assert BlockingSqlQueue(producer, "to the parent").pop(DEADLINE).type == "ready"
+            time.sleep(0.2)  # until it waits
+            for n in range(3):
+                SqlQueue(producer, of_child._get_queue(child_listener.id).id).push(Message("n", n))
+                of_parent.dispatch(parent_listener.id, Message("n", n))
+            assert [event["data"] for event in run(lambda: events(of_parent, parent_listener, 3))] == [0, 1, 2]
 
 
 def test_an_outage_of_many_streams_is_a_line_when_it_begins_and_one_when_it_ends(

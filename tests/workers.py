@@ -1,6 +1,7 @@
 """What the processes of ``test_processes`` do: each function that takes a :class:`Post` is the life of one process.
 
-Processes speak through files alone: one that is killed leaves no lock of ``multiprocessing`` behind.
+Processes speak through files alone: one that is killed leaves no lock of ``multiprocessing`` behind. :func:`fork` is for
+tests of what a child inherits.
 """
 
 from __future__ import annotations
@@ -262,3 +263,13 @@ def stream(post: Post, of_21: bool) -> None:
                     listener.stop()
 
         asyncio.run(asyncio.wait_for(read(), PATIENCE))
+
+
+@contextmanager
+def fork(work: Callable[[], object]) -> Iterator[None]:
+    """Do some work in a forked child meanwhile."""
+    child = multiprocessing.get_context("fork").Process(target=work)
+    child.start()
+    yield
+    child.join(60)
+    assert child.exitcode == 0
