@@ -1,7 +1,7 @@
 """What the processes of ``test_processes`` do: each function that takes a :class:`Post` is the life of one process.
 
-Processes speak through files alone: one that is killed leaves no lock of ``multiprocessing`` behind. :func:`fork` is for
-tests of what a child inherits.
+Processes speak through files alone: one that is killed leaves no lock of ``multiprocessing`` behind. :func:`fork`
+is for tests of what a child inherits.
 """
 
 from __future__ import annotations
