@@ -1,7 +1,7 @@
 """The measure of channels: a program that does the same durable work by hand, in the fastest way that each driver has.
 
-Its rows have the same columns of the same tables. It knows its own classes, so it needs no codec; and it never takes a
-connection away from a channel, so it does not look for those that are gone.
+Its rows have the same columns of the same tables, and ids in the order of time. It knows its own classes, so it needs no
+codec; and it never takes a connection away from a channel, so it does not look for those that are gone.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from eric_sse.queues import Queue
 from psycopg.types.array import ListBinaryDumper
 
 from benchmarks.stores import ChannelStore
+from eric_sse_sql.ids import new_id
 
 
 class StoredQueue(Queue):
@@ -41,8 +42,7 @@ class StoredQueuesFactory(ConnectionsFactory):
     """Connections that can be kept."""
 
     def create(self, listener: MessageQueueListener | None = None) -> Connection:
-        listener = listener or MessageQueueListener()
-        return Connection(listener, StoredQueue(listener.id))
+        return Connection(listener or MessageQueueListener(), StoredQueue(new_id()), new_id())
 
 
 class RawChannels(ChannelStore, Protocol):

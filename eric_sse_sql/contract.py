@@ -12,11 +12,12 @@ from collections.abc import Iterable
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, cast
 
-from eric_sse import generate_uuid
 from eric_sse.connection import Connection
 from eric_sse.entities import AbstractChannel, _ConnectionManager
 from eric_sse.listener import MessageQueueListener
 from eric_sse.queues import Queue
+
+from eric_sse_sql.ids import new_id
 
 __all__ = [
     "ChannelRepositoryInterface",
@@ -183,7 +184,7 @@ def identify(connection: Connection) -> str:
     its own here, as later releases give it.
     """
     if ERIC_SSE_2_0 and connection.id == vars(Connection).get("id"):
-        cast(Any, connection).id = generate_uuid()
+        cast(Any, connection).id = new_id()
     return connection.id
 
 

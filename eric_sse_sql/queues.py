@@ -8,7 +8,6 @@ from contextlib import contextmanager, suppress
 from operator import itemgetter
 from typing import Any, TypeVar
 
-from eric_sse import generate_uuid
 from eric_sse.connection import Connection
 from eric_sse.exception import NoMessagesException, RepositoryError
 from eric_sse.listener import MessageQueueListener
@@ -21,6 +20,7 @@ from eric_sse_sql.contract import ConnectionsFactory, PersistableQueue, make_con
 from eric_sse_sql.database import Database
 from eric_sse_sql.errors import repository_errors
 from eric_sse_sql.gates import Gate
+from eric_sse_sql.ids import new_id
 from eric_sse_sql.models import MessageRow, checked
 from eric_sse_sql.statements import Row, Statement
 from eric_sse_sql.wakeups import FALLBACK_SECONDS
@@ -74,7 +74,7 @@ class SqlQueue(PersistableQueue):
     def __init__(self, database: Database, queue_id: str | None = None) -> None:
         super().__init__()
         self._database = database
-        self._queue_id = generate_uuid() if queue_id is None else checked("a queue id", queue_id)
+        self._queue_id = new_id() if queue_id is None else checked("a queue id", queue_id)
         self._gate: Gate | None = None
         self._empty_at: int | None = None  # the version of the gate at which it was found empty
 
@@ -321,7 +321,7 @@ class SqlConnectionsFactory(ConnectionsFactory):
 
         :param listener: by default a new one
         """
-        return make_connection(listener or MessageQueueListener(), self._queue_class(self._database), generate_uuid())
+        return make_connection(listener or MessageQueueListener(), self._queue_class(self._database), new_id())
 
 
 def broadcast(message: MessageContract, queues: Iterable[Queue]) -> None:

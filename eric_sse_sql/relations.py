@@ -9,7 +9,6 @@ from operator import itemgetter
 from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
-from eric_sse import generate_uuid
 from eric_sse.connection import Connection
 from eric_sse.entities import AbstractChannel
 from eric_sse.listener import MessageQueueListener
@@ -21,6 +20,7 @@ from eric_sse_sql.codec import class_path
 from eric_sse_sql.contract import ItemNotFound
 from eric_sse_sql.database import Database
 from eric_sse_sql.errors import repository_errors
+from eric_sse_sql.ids import new_id
 from eric_sse_sql.models import (
     CHANNELS,
     CONNECTION_LISTENERS,
@@ -258,7 +258,7 @@ class Relations:
         known = {(listener, queue): connection for listener, queue, connection, _ in stored}
         for row in rows:
             if row["connection"] is None:
-                row["connection"] = known.get((row["listener"], row["queue"]), generate_uuid())
+                row["connection"] = known.get((row["listener"], row["queue"]), new_id())
         return [connection for _, _, connection, channel in stored if channel is not None]
 
     def _run_all(self, statements: Iterable[Statement], **parameters: Any) -> None:
