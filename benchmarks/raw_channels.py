@@ -1,7 +1,7 @@
 """The measure of channels: a program that does the same durable work by hand, in the fastest way that each driver has.
 
-Its rows have the same columns of the same tables, and ids in the order of time. It knows its own classes, so it needs no
-codec; and it never takes a connection away from a channel, so it does not look for those that are gone.
+Its rows have the same columns of the same tables, and ids in the order of time. It knows its own classes, so it needs
+no codec; and it never takes a connection away from a channel, so it does not look for those that are gone.
 """
 
 from __future__ import annotations
