@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sqlalchemy import LargeBinary, Text, bindparam, cast, delete, exists, null, or_, select, union_all, update
+from sqlalchemy import LargeBinary, Text, bindparam, cast, delete, exists, null, or_, select, true, union_all, update
 from sqlalchemy.orm import aliased
 
 from eric_sse_sql.models import ChannelRow, ConnectionRow, DeliveredRow, KvEntry, MessageRow, PositionRow
@@ -145,29 +145,29 @@ SET_QUEUE_ID = _set_own_id(ConnectionRow.queue_key, ConnectionRow.queue_id)
 # Deleting
 
 _OF_QUEUES = (MessageRow, DeliveredRow, PositionRow)  # what is a queue's own
-Scope = Callable[[Dialect], Construct]
+Scope = Callable[[Dialect, Any], Construct]  # whether a row of the connections is one of some
 
 
 def _deletions(scope: Scope) -> tuple[Statement, ...]:
     """What deletes some connections, with the objects and messages that no other connection needs."""
     other = aliased(ConnectionRow)
 
+    def some(sql: Dialect, column: Any) -> Construct:
+        return select(column).where(scope(sql, ConnectionRow))
+
     def no_other(sql: Dialect, has_it: Construct) -> Construct:
-        outside = other.id.not_in(select(ConnectionRow.id).where(scope(sql)))
-        return sql.none(select(other.id).where(has_it, outside))
+        return sql.none(select(other.id).where(has_it, scope(sql, other).is_not(true())))
 
     def messages(row: Any) -> Statement:
         return Statement(
             lambda sql: delete(row).where(
-                row.queue_id.in_(select(ConnectionRow.queue_id).where(scope(sql))),
+                row.queue_id.in_(some(sql, ConnectionRow.queue_id)),
                 no_other(sql, other.queue_id == row.queue_id),
             )
         )
 
     def objects(sql: Dialect) -> Construct:
-        keys = union_all(
-            *(select(key).where(scope(sql)) for key in (ConnectionRow.listener_key, ConnectionRow.queue_key))
-        )
+        keys = union_all(some(sql, ConnectionRow.listener_key), some(sql, ConnectionRow.queue_key))
         return delete(KvEntry).where(
             KvEntry.key.in_(keys),
             no_other(sql, other.listener_key == KvEntry.key),
@@ -176,7 +176,7 @@ def _deletions(scope: Scope) -> tuple[Statement, ...]:
 
     # The foreign keys have deleted these rows with their objects, unless an object is shared or SQLite's are off.
     def connections(sql: Dialect) -> Construct:
-        return delete(ConnectionRow).where(scope(sql))
+        return delete(ConnectionRow).where(scope(sql, ConnectionRow))
 
     return *map(messages, _OF_QUEUES), Statement(objects), Statement(connections)
 
@@ -206,13 +206,13 @@ def _delete_of_queue(row: Any) -> Statement:
     return Statement(lambda sql: delete(row).where(row.queue_id == bindparam("queue")))
 
 
-DELETE_CONNECTION = _deletions(lambda sql: ConnectionRow.id == bindparam("connection"))
+DELETE_CONNECTION = _deletions(lambda sql, row: row.id == bindparam("connection"))
 DELETE_CONNECTION_OF_CHANNEL = _deletions(
-    lambda sql: (ConnectionRow.id == bindparam("connection")) & (ConnectionRow.channel_id == bindparam("channel"))
+    lambda sql, row: (row.id == bindparam("connection")) & (row.channel_id == bindparam("channel"))
 )
-DELETE_CONNECTIONS = _deletions(lambda sql: sql.among(ConnectionRow.id, "connections"))
+DELETE_CONNECTIONS = _deletions(lambda sql, row: sql.among(row.id, "connections"))
 DELETE_CHANNEL = (
-    *_deletions(lambda sql: ConnectionRow.channel_id == bindparam("channel")),
+    *_deletions(lambda sql, row: row.channel_id == bindparam("channel")),
     Statement(_delete_channel_object),
     Statement(_delete_channel),
 )
