@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import groupby
 from operator import itemgetter
@@ -38,10 +38,30 @@ CHANNELS_A_PAGE = 100
 
 
 class ObjectStorage(SqlStorageEngine):
-    """The entries that channels and connections refer to, in a namespace apart from those of applications."""
+    """The entries that channels and connections refer to, in a namespace apart from those of applications.
 
-    def __init__(self, database: Database, namespace: str) -> None:
+    :param stencils: of those objects that most of them are
+    """
+
+    def __init__(self, database: Database, namespace: str, stencils: Sequence[Stencil[Any]] = ()) -> None:
         self._set_up(database, namespace)
+        self._stencils = () if database.codec.signs else stencils  # a signed blob is never what another one is
+
+    def object_at(self, at: str, object_id: str, blob: bytes) -> Any:
+        """The object of a row, by its primary key, its own id and its blob."""
+        for stencil in self._stencils:
+            found = stencil.read(blob, object_id)
+            if found is not None:
+                return found
+        return self.value(at, blob)
+
+    def object_entry_at(self, at: str, object_id: str, value: object) -> dict[str, Any]:
+        """What stores an object with an id of its own, by the primary key of its row."""
+        for stencil in self._stencils:
+            blob = stencil.write(value, object_id)
+            if blob is not None:
+                return {"at": at, "blob": blob, "kind": class_path(type(value))}
+        return self.entry_at(at, value)
 
     def delete(self, key: str) -> None:
         """Delete an object, and the connections that need it."""
@@ -71,13 +91,12 @@ class Relations:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self.listeners = ObjectStorage(database, self.listeners_namespace)
-        self.queues = ObjectStorage(database, self.queues_namespace)
+        self.listeners = ObjectStorage(database, self.listeners_namespace, [_of_listeners(database)])
+        queue_classes = SqlQueue, BlockingSqlQueue
+        self.queues = ObjectStorage(
+            database, self.queues_namespace, [_of_queues(database, each) for each in queue_classes]
+        )
         self.channel_objects = ObjectStorage(database, CHANNELS)
-        # A signed blob is never what another one is.
-        makers = () if database.codec.signs else (SqlQueue, BlockingSqlQueue)
-        self._new_queues = [_stencil(database, partial(maker, database)) for maker in makers]
-        self._new_listeners = [_stencil(database, contract.make_listener)] if makers else []
 
     # Connections
 
@@ -205,18 +224,10 @@ class Relations:
     def _connection(self, row: Row) -> Connection:
         _, connection_id, listener_at, listener, queue_at, queue, listener_id, queue_id = row
         return contract.make_connection(
-            self._read(self._new_listeners, listener, listener_id) or self.listeners.value(listener_at, listener),
-            self._read(self._new_queues, queue, queue_id) or self.queues.value(queue_at, queue),
+            self.listeners.object_at(listener_at, listener_id, listener),
+            self.queues.object_at(queue_at, queue_id, queue),
             connection_id,
         )
-
-    def _read(self, stencils: Sequence[Stencil[Any]], blob: bytes, object_id: str) -> Any | None:
-        """The object of a blob, if it is as new."""
-        for stencil in stencils:
-            found = stencil.read(blob, object_id)
-            if found is not None:
-                return found
-        return None
 
     def _row(self, connection_id: str | None, parts: Parts, channel_id: str | None) -> dict[str, Any]:
         """What ``UPSERT_CONNECTIONS`` binds. A queue that has no id is known by its connection's."""
@@ -240,11 +251,11 @@ class Relations:
         """The entries of all listeners and queues, ordered by key: two writers never lock them crosswise."""
         entries: dict[str, dict[str, Any]] = {}
         for row, parts in zip(rows, connections, strict=True):
-            for storage, at, value in (
-                (self.listeners, row["listener_at"], parts.listener),
-                (self.queues, row["queue_at"], parts.queue),
+            for storage, at, object_id, value in (
+                (self.listeners, row["listener_at"], row["listener"], parts.listener),
+                (self.queues, row["queue_at"], row["queue"], parts.queue),
             ):
-                entries[at] = storage.entry_at(at, value)
+                entries[at] = storage.object_entry_at(at, object_id, value)
         return [entries[at] for at in sorted(entries)]
 
     def _identify(self, rows: list[dict[str, Any]], channel_id: str) -> list[str]:
@@ -266,8 +277,18 @@ class Relations:
             self._database.run(statement, **parameters)
 
 
-def _stencil(database: Database, make: Callable[[str], Any]) -> Stencil[Any]:
-    return Stencil(make, lambda made: database.codec.encode(made, "", database))
+def _of_listeners(database: Database) -> Stencil[MessageQueueListener]:
+    def state(listener: MessageQueueListener) -> object:
+        return {**vars(listener), "id": None}
+
+    return Stencil(contract.make_listener, lambda made: database.codec.encode(made, ""), state)
+
+
+def _of_queues(database: Database, queue_class: type[SqlQueue]) -> Stencil[SqlQueue]:
+    def encode(queue: SqlQueue) -> bytes:
+        return database.codec.encode(queue, "", database)
+
+    return Stencil(partial(queue_class, database), encode, lambda queue: queue.database)
 
 
 class RelationsByConnection(Relations):
