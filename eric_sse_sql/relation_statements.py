@@ -167,12 +167,14 @@ def _deletions(scope: Scope) -> tuple[Statement, ...]:
         )
 
     def objects(sql: Dialect) -> Construct:
-        keys = union_all(some(sql, ConnectionRow.listener_key), some(sql, ConnectionRow.queue_key))
-        return delete(KvEntry).where(
-            KvEntry.key.in_(keys),
-            no_other(sql, other.listener_key == KvEntry.key),
-            no_other(sql, other.queue_key == KvEntry.key),
+        keys = (
+            some(sql, of_one).where(no_other(sql, of_other == of_one))
+            for of_one, of_other in (
+                (ConnectionRow.listener_key, other.listener_key),
+                (ConnectionRow.queue_key, other.queue_key),
+            )
         )
+        return delete(KvEntry).where(KvEntry.key.in_(union_all(*keys)))
 
     # The foreign keys have deleted these rows with their objects, unless an object is shared or SQLite's are off.
     def connections(sql: Dialect) -> Construct:
