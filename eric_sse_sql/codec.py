@@ -156,10 +156,11 @@ class PickleCodec:
 
     def pickled(self, value: object, reference: HeldByReference | None = None) -> bytes:
         """The pickle of an object: the first half of :meth:`encode`, for one that is to stand at many places."""
-        buffer, content = io.BytesIO(), message_pickles.content_of(value)
+        buffer = io.BytesIO()
         pickler = _Pickler(buffer, PROTOCOL)
         pickler.codec, pickler.held = self, reference
         try:
+            content = message_pickles.content_of(value)
             pickler.dump(value if content is None else content)
         except RepositoryError:
             raise

@@ -6,9 +6,10 @@ import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
+from threading import Lock
 from types import TracebackType
 from typing import Any, cast
-from weakref import WeakSet, finalize, ref
+from weakref import WeakValueDictionary, finalize, ref
 
 from eric_sse.exception import RepositoryError
 from sqlalchemy import URL, Connection, CursorResult, Engine
@@ -19,6 +20,7 @@ from eric_sse_sql.announcements import Announcer, channel_of
 from eric_sse_sql.codec import HeldByReference, PickleCodec
 from eric_sse_sql.engines import are_same_database, is_in_memory, make_engine, patience_of
 from eric_sse_sql.errors import repository_errors
+from eric_sse_sql.forks import leave_alone
 from eric_sse_sql.gates import Gate
 from eric_sse_sql.maintenance import PRUNE, PRUNE_DELIVERED, PRUNE_POSITIONS
 from eric_sse_sql.message_statements import LOOK, NOTIFY, POSITIONS
@@ -28,7 +30,7 @@ from eric_sse_sql.statements import Compiled, Publication, Row, Statement, diale
 from eric_sse_sql.transactions import Transactions
 from eric_sse_sql.wakeups import Outage, Wakeups
 
-_all: WeakSet[Database] = WeakSet()
+_all: WeakValueDictionary[int, Database] = WeakValueDictionary()
 
 
 class Database(HeldByReference):
@@ -83,7 +85,7 @@ class Database(HeldByReference):
         self._announcer = Announcer(lambda: _notify(itself())) if self._channel else None
         self.outage = Outage()
         self.wakeups = Wakeups(lambda gates: _look(itself(), gates), self._signals(), self.outage)
-        _all.add(self)
+        _all[id(self)] = self
         # A Database that is dropped, not closed, leaves no connection and no thread behind.
         finalize(self, _end, self.wakeups, self._announcer, self._shortcut, self.engine if self._made_engine else None)
 
@@ -340,20 +342,39 @@ def _end(wakeups: Wakeups, announcer: Announcer | None, shortcut: Shortcut | Non
         engine.dispose()
 
 
+def _living() -> list[Database]:
+    """All that somebody holds. References are copied in one step: threads make others meanwhile."""
+    return [database for reference in _all.valuerefs() if (database := reference()) is not None]
+
+
+_resting: list[Lock] = []
+
+
+def _rest() -> None:
+    """Before a fork: let no thread of ours be inside of a driver."""
+    _resting.extend(lock for database in _living() if (lock := database.wakeups.rest()) is not None)
+
+
+def _go_on() -> None:
+    """After a fork, in the parent."""
+    while _resting:
+        _resting.pop().release()
+
+
 def _forget_parent() -> None:
     """In a forked child: leave the parent's connections and threads alone, and keep them from being closed by the
     collector."""
+    _resting.clear()
     transactions.forget_all()
-    for database in list(_all):
+    for database in _living():
         if database._shortcut is not None:
             database._shortcut.renew()
-            _inherited.append(database.engine.pool)
+            leave_alone(database.engine.pool)
             database.engine.dispose(close=False)
         if database._announcer is not None:
             database._announcer.renew()
         database.wakeups.renew()
 
 
-_inherited: list[object] = []
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_parent)
+    os.register_at_fork(before=_rest, after_in_parent=_go_on, after_in_child=_forget_parent)

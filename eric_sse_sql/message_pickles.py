@@ -1,7 +1,7 @@
 """Pickles of eric-sse's own ``Message``, which most messages are: a call of the class, around a pickle of its content.
 
 Each half is a pickle by itself. That of the content names no class where the content is plain data, and is written and
-read in a third of the time that the message would take as any object.
+read in less than half of the time that the message would take as any object.
 """
 
 from __future__ import annotations

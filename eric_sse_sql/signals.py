@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import selectors
 import socket
+import threading
 import time
 from contextlib import suppress
 from typing import Any, Protocol
@@ -16,9 +17,14 @@ ANSWER_SECONDS = 5.0  # which a connection that listens has to tell that it is a
 
 
 class Bell:
-    """Ends every waiting of a thread, now and ever after, when another one rings it."""
+    """Ends every waiting of a thread, now and ever after, when another one rings it.
+
+    Except where it waits, the thread holds :attr:`work`. Who holds that knows that the thread is inside of no driver,
+    some of whose locks a forked child would find closed for ever.
+    """
 
     def __init__(self) -> None:
+        self.work = threading.Lock()
         self._rope, self._clapper = socket.socketpair()
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._clapper, selectors.EVENT_READ)
@@ -31,13 +37,17 @@ class Bell:
 
     def wait(self, seconds: float, beside: int | None = None) -> bool:
         """Wait for a time, unless it rings, or something can be read from a file beside it. Whether that is so."""
-        if beside is None:
-            self._selector.select(seconds)
-            return False
-        with selectors.DefaultSelector() as both:
-            both.register(self._clapper, selectors.EVENT_READ)
-            both.register(beside, selectors.EVENT_READ)
-            return any(key.fd == beside for key, _ in both.select(seconds))
+        self.work.release()
+        try:
+            if beside is None:
+                self._selector.select(seconds)
+                return False
+            with selectors.DefaultSelector() as both:
+                both.register(self._clapper, selectors.EVENT_READ)
+                both.register(beside, selectors.EVENT_READ)
+                return any(key.fd == beside for key, _ in both.select(seconds))
+        finally:
+            self.work.acquire()
 
     def close(self) -> None:
         self._selector.close()

@@ -12,9 +12,9 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
-from typing import Any
 from weakref import WeakValueDictionary
 
+from eric_sse_sql.forks import leave_alone
 from eric_sse_sql.gates import Gate
 from eric_sse_sql.signals import ANSWER_SECONDS, Bell, Signals
 
@@ -23,9 +23,9 @@ LOOK_SECONDS = 1.0  # between two looks, at the most
 FALLBACK_SECONDS = 2.0
 SHARE_OF_LOOKS = 0.2  # of the time of the thread, at most, however much is pushed
 PAUSES = 0.1, 1.0  # seconds, the first and the longest, before another try
+FORK_SECONDS = 1.0  # for which a fork waits for the thread, at the most
 
 logger = logging.getLogger("eric_sse_sql")
-_inherited: list[Any] = []  # connections that a forked child must neither use nor close
 
 
 class Outage:
@@ -80,7 +80,7 @@ class Wakeups:
     def renew(self) -> None:
         """Begin anew, in a forked child: the thread and its connection are the parent's."""
         if self._signals is not None:
-            _inherited.append(self._signals.driver)
+            leave_alone(self._signals.driver)
             self._signals = None
         self._outage.renew()
         self._lock = threading.Lock()
@@ -89,6 +89,11 @@ class Wakeups:
         self.trusted_until = 0.0  # on the clock of time.monotonic()
         for gate in self._held():
             gate.renew()
+
+    def rest(self) -> threading.Lock | None:
+        """Before a fork: let the thread enter no driver until the lock is released that is returned, if one is."""
+        bell = self._bell
+        return bell.work if bell is not None and bell.work.acquire(timeout=FORK_SECONDS) else None
 
     @property
     def are_on(self) -> bool:
@@ -141,6 +146,11 @@ class Wakeups:
             gate.open()
 
     def _watch(self, bell: Bell) -> None:
+        with bell.work:
+            self._watch_until_it_rings(bell)
+        bell.close()
+
+    def _watch_until_it_rings(self, bell: Bell) -> None:
         pause = PAUSES[0]
         while not bell.has_rung:
             try:
@@ -161,7 +171,6 @@ class Wakeups:
                     with suppress(Exception):
                         self._signals.close()
                     self._signals = None
-        bell.close()
 
     def _look_at_signs(self, signals: Signals, bell: Bell) -> None:
         while not bell.has_rung:

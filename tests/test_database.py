@@ -20,7 +20,7 @@ from eric_sse.exception import NoMessagesException, RepositoryError
 from eric_sse.message import Message
 from sqlalchemy import URL, Engine, QueuePool, create_engine, event, text
 from sqlalchemy.exc import TimeoutError
-from workers import fork
+from workers import fork, forking
 
 from eric_sse_sql import Database, QueueRepository, SqlQueue, SqlStorageEngine, engines
 from eric_sse_sql.contract import ItemNotFound
@@ -485,7 +485,7 @@ def test_threads_share_a_database(database: Database) -> None:
     assert sorted(storage.fetch_all()) == sorted(-n for n in range(30) for _ in range(6))
 
 
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@forking
 def test_a_forked_child_gets_connections_of_its_own(shared_url: URL) -> None:
     with Database(shared_url) as database:
         storage = SqlStorageEngine(database)
@@ -496,7 +496,7 @@ def test_a_forked_child_gets_connections_of_its_own(shared_url: URL) -> None:
         assert len(list(storage.fetch_all())) == 41
 
 
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@forking
 def test_a_child_forked_inside_a_transaction_is_outside_of_it(migrated_postgres: URL) -> None:
     with Database(migrated_postgres) as database:
         storage = SqlStorageEngine(database)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import random
 import threading
 import time
@@ -19,7 +18,7 @@ from eric_sse.exception import InvalidListenerException, NoMessagesException, Re
 from eric_sse.listener import MessageQueueListener
 from eric_sse.message import Message, MessageContract
 from sqlalchemy import URL, text
-from workers import fork
+from workers import fork, forking
 
 from eric_sse_sql import BlockingSqlQueue, Database, SqlQueue, streams
 from eric_sse_sql.contract import ERIC_SSE_2_0, make_connection, register
@@ -440,8 +439,7 @@ def test_messages_that_can_not_be_given_back_in_time_are_counted_in_the_log(
     ]
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this machine can't fork")
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@forking
 def test_a_forked_child_streams_beside_its_parent(shared_url: URL) -> None:
     with Database(shared_url) as database, Database(shared_url) as producer:
         (of_child, child_listener, _), (of_parent, parent_listener, _) = connected(database), connected(database)

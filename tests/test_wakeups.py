@@ -13,6 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -23,6 +24,7 @@ from eric_sse.exception import NoMessagesException, RepositoryError
 from eric_sse.message import Message
 from proxy import Proxy
 from sqlalchemy import URL, make_url, text
+from workers import forking
 
 from eric_sse_sql import BlockingSqlQueue, Database, SqlQueue, signals, wakeups
 from eric_sse_sql.announcements import channel_of
@@ -296,8 +298,7 @@ def test_a_database_that_is_dropped_leaves_no_thread(shared_url: URL) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this machine can't fork")
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@forking
 def test_a_forked_child_has_wake_ups_of_its_own(worker: Database, producer: Database) -> None:
     queue = SqlQueue(worker)
     pop_until_known_empty(queue)
@@ -316,8 +317,50 @@ def test_a_forked_child_has_wake_ups_of_its_own(worker: Database, producer: Data
     assert pop_soon(queue) == 43
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this machine can't fork")
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@forking
+def test_nobody_forks_while_the_thread_is_inside_of_the_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A child would find the locks closed that SQLite has closed there, and wait for them for ever."""
+    read, inside = signals.FileVersion._read, threading.Event()
+
+    def read_slowly(itself: signals.FileVersion) -> int:
+        inside.set()
+        time.sleep(0.05)
+        version = read(itself)
+        inside.clear()
+        return version
+
+    monkeypatch.setattr(signals.FileVersion, "_read", read_slowly)
+    with Database(f"sqlite:///{tmp_path / 'a.db'}") as database:
+        database.upgrade()
+        pop_until_known_empty(SqlQueue(database))
+        for _ in range(5):
+            assert inside.wait(DEADLINE)
+            child = os.fork()
+            if child == 0:
+                os._exit(1 if inside.is_set() else 42)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 42
+        _wait_for(inside.is_set)  # the thread goes on
+
+
+@forking
+def test_a_fork_waits_for_a_thread_that_hangs_for_a_second_alone(
+    worker: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wakeups, "FORK_SECONDS", 0.1)
+    pop_until_known_empty(SqlQueue(worker))
+    bell = worker.wakeups._bell
+    assert bell is not None
+    with bell.work:
+        child = os.fork()
+        if child == 0:
+            signal.alarm(10)
+            SqlQueue(worker, "to the parent").push(Message("ready"))
+            os._exit(42)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 42
+    assert pop_soon(SqlQueue(worker, "to the parent")) is None
+
+
+@forking
 def test_a_forked_child_is_not_in_the_outage_of_its_parent(worker: Database) -> None:
     worker.outage.begins("a stream of the parent", ValueError())
     is_locked, may_end = threading.Event(), threading.Event()

@@ -1,7 +1,7 @@
 """What the processes of ``test_processes`` do: each function that takes a :class:`Post` is the life of one process.
 
-Processes speak through files alone: one that is killed leaves no lock of ``multiprocessing`` behind. :func:`fork`
-is for tests of what a child inherits.
+Processes speak through files alone: one that is killed leaves no lock of ``multiprocessing`` behind. :func:`fork` and
+:func:`forking` are for tests of what a child inherits.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from itertools import count, cycle
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import pytest
 from eric_sse.exception import NoMessagesException, RepositoryError
 from eric_sse.listener import MessageQueueListener
 from eric_sse.message import Message, MessageContract
@@ -27,6 +28,7 @@ from eric_sse.prefabs import SSEChannel
 from eric_sse_sql import BlockingSqlQueue, ChannelRepository, Database, SqlQueue, SqlStorageEngine
 from eric_sse_sql.contract import ERIC_SSE_2_0, make_connection, register, registered_connections
 
+Test = TypeVar("Test", bound=Callable[..., object])
 PATIENCE = 240  # seconds, after which a test fails that would otherwise wait without end
 
 # A process is forked from a server that has imported the package and opened nothing: as new as a spawned one, which
@@ -263,6 +265,12 @@ def stream(post: Post, of_21: bool) -> None:
                     listener.stop()
 
         asyncio.run(asyncio.wait_for(read(), PATIENCE))
+
+
+def forking(test: Test) -> Test:
+    """Marks a test that forks, though its process has threads."""
+    ignored = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+    return pytest.mark.skipif(not hasattr(os, "fork"), reason="this machine can't fork")(ignored(test))
 
 
 @contextmanager
