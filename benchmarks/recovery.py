@@ -19,7 +19,7 @@ from benchmarks.figures import OURS, Figure, Goal
 from benchmarks.interruptions import LISTEN_SECONDS, Interruption, crashed, frozen, interrupt, killed
 from benchmarks.placement import on_any_core
 from benchmarks.processes import together
-from benchmarks.receiving import Arrivals, dispatch_at_random, receive
+from benchmarks.receiving import START_SECONDS, Arrivals, dispatch_at_random, receive
 from benchmarks.stream_peers import SqlStreams
 from benchmarks.suite import Bench
 
@@ -135,6 +135,9 @@ def _receive_in_child(location: Location, samples: int, seconds: float) -> Arriv
     child = context.Process(target=lambda: sender.send(_quietly(channel, samples, seconds)))
     child.start()
     sender.close()
+    if not receiver.poll(seconds + START_SECONDS):
+        child.kill()
+        raise AssertionError("the child hangs")
     arrivals: Arrivals = receiver.recv()
     child.join()
     return arrivals
