@@ -6,13 +6,14 @@ import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
+from functools import partial
 from threading import Lock
 from types import TracebackType
 from typing import Any, cast
 from weakref import WeakValueDictionary, finalize, ref
 
 from eric_sse.exception import RepositoryError
-from sqlalchemy import URL, Connection, CursorResult, Engine
+from sqlalchemy import URL, Connection, Engine
 from sqlalchemy.orm import Session, scoped_session
 
 from eric_sse_sql import transactions
@@ -81,9 +82,9 @@ class Database(HeldByReference):
         self._compiled: dict[Statement, Compiled] = {}
         self._closed = False
         self._channel = channel_of(schema) if self._is_postgres and notify else None
-        itself = ref(self)  # so that no thread keeps a Database that is dropped
-        self._announcer = Announcer(lambda: _notify(itself())) if self._channel else None
+        self._announcer = self._make_announcer() if self._channel else None
         self.outage = Outage()
+        itself = ref(self)  # so that no thread keeps a Database that is dropped
         self.wakeups = Wakeups(lambda gates: _look(itself(), gates), self._signals(), self.outage)
         _all[id(self)] = self
         # A Database that is dropped, not closed, leaves no connection and no thread behind.
@@ -184,21 +185,11 @@ class Database(HeldByReference):
             self.connection().exec_driver_sql(compiled.sql, cast(Any, values))
 
     def _execute(self, compiled: Compiled, values: tuple[Any, ...]) -> Sequence[Row]:
-        result = self._transactions.execute(compiled.sql, values)
-        if result is not None:
-            return _rows(result)
+        rows = self._transactions.execute(compiled, values)
+        if rows is not None:
+            return rows
         self.check_open()
-        if self._shortcut is not None:
-            if self._shortcut.is_open():
-                return self._shortcut.execute(compiled, values)
-            self._shortcut.release()
-        if self._patience and compiled.writes:  # the engine itself would wait less fairly
-            with self._transactions.begun() as connection:
-                rows = _rows(connection.exec_driver_sql(compiled.sql, values))
-                self._transactions.commit(connection)
-                return rows
-        with self._transactions.autocommit.begin() as connection:
-            return _rows(connection.exec_driver_sql(compiled.sql, values))
+        return _execute_alone(self._transactions, self._shortcut, compiled, values)
 
     def _compile(self, statement: Statement) -> Compiled:
         compiled = self._compiled.get(statement)
@@ -238,6 +229,12 @@ class Database(HeldByReference):
 
     def _announce(self, queue_ids: Iterable[str]) -> None:
         self._transactions.after_commit(lambda: self.wakeups.announce(queue_ids))
+
+    def _make_announcer(self) -> Announcer:
+        compiled = self._compile(NOTIFY)
+        values = compiled.values({"notify_channel": self._channel})
+        # Of parts that a Database which is dropped leaves behind, so that what is owed is sent even then.
+        return Announcer(partial(_notify, self._transactions, self._shortcut, compiled, values))
 
     def _signals(self) -> Callable[[Bell], Signals] | None:
         engine, channel = self.engine, self._channel
@@ -308,8 +305,14 @@ class Database(HeldByReference):
         return f"Database({self.engine.url!r})"  # SQLAlchemy hides the password
 
 
-def _rows(result: CursorResult[Any]) -> Sequence[Row]:
-    return result.fetchall() if result.returns_rows else ()
+def _execute_alone(
+    transactions: Transactions, shortcut: Shortcut | None, compiled: Compiled, values: tuple[Any, ...]
+) -> Sequence[Row]:
+    if shortcut is not None:
+        if shortcut.is_open():
+            return shortcut.execute(compiled, values)
+        shortcut.release()
+    return transactions.execute_alone(compiled, values)
 
 
 def _look(database: Database | None, gates: Collection[Gate]) -> None:
@@ -326,10 +329,9 @@ def _look(database: Database | None, gates: Collection[Gate]) -> None:
                 by_id[queue_id].open()
 
 
-def _notify(database: Database | None) -> None:
-    if database is not None:
-        with repository_errors("no notification can be sent"):
-            database.run(NOTIFY, notify_channel=database._channel)
+def _notify(transactions: Transactions, shortcut: Shortcut | None, compiled: Compiled, values: tuple[Any, ...]) -> None:
+    with repository_errors("no notification can be sent"):
+        _execute_alone(transactions, shortcut, compiled, values)
 
 
 def _end(wakeups: Wakeups, announcer: Announcer | None, shortcut: Shortcut | None, engine: Engine | None) -> None:

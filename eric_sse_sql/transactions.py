@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from types import MappingProxyType
@@ -16,6 +16,7 @@ from sqlalchemy import Connection, CursorResult, Engine
 
 from eric_sse_sql.engines import Patience, is_on_database
 from eric_sse_sql.errors import repository_errors
+from eric_sse_sql.statements import Compiled, Row
 
 
 class _Open(NamedTuple):
@@ -57,8 +58,8 @@ class Transactions:
         current = self._current()
         return current.connect() if current else None
 
-    def execute(self, sql: str, values: Any) -> CursorResult[Any] | None:
-        """Run a statement in the transaction that is open, if one is.
+    def execute(self, compiled: Compiled, values: Any) -> Sequence[Row] | None:
+        """The rows of a statement in the transaction that is open; None where none is.
 
         In one of the application, a statement that fails leaves it as it was.
         """
@@ -67,7 +68,17 @@ class Transactions:
             return None
         connection = current.connect()
         with _savepoint(connection) if current.needs_shield else nullcontext():
-            return connection.exec_driver_sql(sql, values)
+            return _rows(connection.exec_driver_sql(compiled.sql, values))
+
+    def execute_alone(self, compiled: Compiled, values: Any) -> Sequence[Row]:
+        """The rows of a statement that is a transaction by itself."""
+        if self._patience and compiled.writes:  # the engine itself would wait less fairly
+            with self.begun() as connection:
+                rows = _rows(connection.exec_driver_sql(compiled.sql, values))
+                self.commit(connection)
+                return rows
+        with self.autocommit.begin() as connection:
+            return _rows(connection.exec_driver_sql(compiled.sql, values))
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -197,6 +208,11 @@ class Transactions:
 
 
 _JOINABLE = {("postgresql", "psycopg"), ("sqlite", "pysqlite"), ("sqlite", "aiosqlite")}
+
+
+def _rows(result: CursorResult[Any]) -> Sequence[Row]:
+    """All rows of a result; none of a statement that returns none."""
+    return result.fetchall() if result.returns_rows else ()
 
 
 def _begun(connection: Connection) -> Connection:

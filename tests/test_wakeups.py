@@ -548,6 +548,17 @@ def test_many_pushes_are_few_notifications_the_last_after_the_last_push(postgres
         assert len(heard) < 200
 
 
+def test_a_database_that_is_dropped_has_sent_the_notification_that_it_owes(postgres: URL) -> None:
+    with psycopg.connect(_conninfo(postgres), autocommit=True) as ear:
+        ear.execute(f'LISTEN "{channel_of(None)}"')
+        queue = SqlQueue(Database(postgres))
+        queue.push(Message("n", "leads"))
+        queue.push(Message("n", "follows"))
+        del queue
+        gc.collect()
+        assert len(list(ear.notifies(timeout=1, stop_after=2))) == 2
+
+
 @pytest.mark.parametrize("schema", [None, "sse", "s" * 63])
 def test_the_name_of_a_channel_is_short(schema: str | None) -> None:
     assert len(channel_of(schema).encode()) <= 63
