@@ -40,7 +40,8 @@ class Proxy:
         self._is_over.set()
         for end in (self._door, *self._ends):
             with suppress(OSError):
-                end.close()
+                end.shutdown(socket.SHUT_RDWR)  # which ends what a thread waits for, as closing would not
+            end.close()
 
     def _accept(self) -> None:
         with suppress(OSError):
