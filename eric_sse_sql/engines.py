@@ -150,6 +150,16 @@ def _postgres_identity(connection: Connection | None, engine: Engine) -> object:
     return _identities[engine]
 
 
+def has_hung_up(driver: Any) -> bool:
+    """Whether Postgres has closed a connection that nobody used, as far as can be told without asking it."""
+    try:
+        for _ in range(2):  # its last words, and the end
+            driver.pgconn.consume_input()
+    except Exception:
+        return True
+    return False
+
+
 def _prepare_postgres(connection: Any, record: object) -> None:
     try:
         connection.execute("SET enable_seqscan = off")

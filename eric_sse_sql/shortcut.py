@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from sqlalchemy import Engine, Pool, PoolProxiedConnection
 
-from eric_sse_sql.engines import OneConnectionPool, Patience
+from eric_sse_sql.engines import OneConnectionPool, Patience, has_hung_up
 from eric_sse_sql.forks import leave_alone
 from eric_sse_sql.statements import Compiled, Row
 
@@ -131,14 +131,7 @@ class Shortcut:
         connection.pooled.close()
 
     def _has_hung_up(self, connection: _Connection) -> bool:
-        """Whether the server has closed a connection that nobody used, as far as can be told without asking it."""
-        if self._is_postgres:
-            try:
-                for _ in range(2):  # its last words, and the end
-                    connection.driver.pgconn.consume_input()
-            except Exception:
-                return True
-        return False
+        return self._is_postgres and has_hung_up(connection.driver)
 
     def _rows(self, connection: _Connection, sql: str, values: tuple[Any, ...]) -> Sequence[Row]:
         if self._is_postgres:

@@ -11,6 +11,8 @@ from typing import Any, Protocol
 
 from sqlalchemy import Engine
 
+from eric_sse_sql.engines import has_hung_up
+
 POLL_SECONDS = 0.2  # between two signs where nothing gives any
 TICK_SECONDS = 0.007  # between two looks at the version of a SQLite file
 ANSWER_SECONDS = 5.0  # which a connection that listens has to tell that it is alive
@@ -160,8 +162,14 @@ class Notifications:
 
 
 def _detached(engine: Engine) -> Any:
-    """A connection made as the engine makes them, which belongs to its pool no more."""
-    pooled = engine.raw_connection()
-    driver = pooled.driver_connection
-    pooled.detach()
-    return driver
+    """A connection made as the engine makes them, which belongs to its pool no more. Those that the server has closed
+    while they waited in the pool are passed over: a try for each would take a pause for each."""
+    while True:
+        pooled = engine.raw_connection()
+        driver = pooled.driver_connection
+        if engine.dialect.name == "postgresql" and has_hung_up(driver):
+            pooled.invalidate()
+            pooled.close()
+            continue
+        pooled.detach()
+        return driver

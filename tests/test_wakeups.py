@@ -456,6 +456,23 @@ def test_a_listening_connection_that_is_killed_comes_back(postgres: URL) -> None
         assert pop_soon(queue) == 8
 
 
+def test_connections_that_were_closed_in_the_pool_keep_nobody_from_listening(
+    postgres: URL, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, "eric_sse_sql")
+    with Database(postgres) as worker, psycopg.connect(_conninfo(postgres), autocommit=True) as admin:
+        pooled = [worker.engine.raw_connection() for _ in range(4)]
+        for each in pooled:
+            each.close()
+        admin.execute(
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+        worker.wakeups.start()
+        _wait_for(lambda: worker.wakeups.are_on)
+        assert caplog.messages == []
+
+
 @pytest.fixture
 def restartable(postgres_server: URL) -> Iterator[tuple[URL, Callable[[], object]]]:
     """The URL of a server of the test's own, and what restarts it."""
