@@ -76,9 +76,9 @@ class Database(HeldByReference):
             raise RepositoryError("schema= is for Postgres; SQLite has one per file") from ValueError(schema)
         self.codec = codec or PickleCodec()
         self.schema = schema
-        self._patience = patience_of(self.engine) if self._made_engine else None
-        self._transactions = Transactions(self.engine, self._patience, self._made_engine)
-        self._shortcut = Shortcut(self.engine, self._patience) if self._made_engine else None
+        patience = patience_of(self.engine) if self._made_engine else None
+        self._transactions = Transactions(self.engine, patience, self._made_engine)
+        self._shortcut = Shortcut(self.engine, patience) if self._made_engine else None
         self._compiled: dict[Statement, Compiled] = {}
         self._closed = False
         self._channel = channel_of(schema) if self._is_postgres and notify else None
@@ -174,7 +174,7 @@ class Database(HeldByReference):
 
     def run(self, statement: Statement, **parameters: Any) -> Sequence[Row]:
         """Run a statement: in the open transaction, or in autocommit. Its rows, all fetched."""
-        compiled = self._compiled.get(statement) or self._compile(statement)
+        compiled = self._compile(statement)
         return self._execute(compiled, compiled.values(parameters))
 
     def run_many(self, statement: Statement, rows: Sequence[Mapping[str, Any]], **others: Any) -> None:
