@@ -22,7 +22,7 @@ from eric_sse.queues import Queue
 from psycopg.types.array import ListBinaryDumper
 
 from benchmarks.stores import ChannelStore
-from eric_sse_sql.ids import new_id
+from eric_sse_sql.keys import new_id
 
 
 class StoredQueue(Queue):

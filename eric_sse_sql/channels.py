@@ -24,7 +24,7 @@ from eric_sse.repository import AbstractChannelRepository
 from eric_sse_sql import relation_statements as sql
 from eric_sse_sql.contract import ItemNotFound
 from eric_sse_sql.database import Database
-from eric_sse_sql.models import checked
+from eric_sse_sql.keys import validate_key
 from eric_sse_sql.queues import BlockingSqlQueue, SqlConnectionsFactory, SqlQueue, broadcast
 from eric_sse_sql.relations import RelationsByConnection, assembled, parts_of
 from eric_sse_sql.replay import Replay
@@ -190,7 +190,7 @@ class SqlConnectionsRepository(ConnectionRepositoryInterface):
 
         :raises ItemNotFound: when the channel has none of it
         """
-        return self._relations.connection_in(checked("a channel id", channel_id), connection_id)
+        return self._relations.connection_in(validate_key("a channel id", channel_id), connection_id)
 
     def persist(self, channel_id: str, connection: Connection) -> None:
         """Store a connection, its listener and its queue. Its channel may be persisted later.
@@ -251,7 +251,7 @@ class AbstractSqlChannelRepository(AbstractChannelRepository, ABC):
         """
         connections = [parts_of(connection) for connection in channel.get_connections()]
         self._relations.persist_channel(
-            checked("a channel id", channel.id), self._channel_to_dict(channel), channel, connections
+            validate_key("a channel id", channel.id), self._channel_to_dict(channel), channel, connections
         )
 
     def delete(self, channel_id: str) -> None:

@@ -1,90 +1,41 @@
-"""Objects to blobs and back. A blob is data only after the codec says so."""
+"""``PickleCodec``: objects to blobs and back, without trust in the blobs."""
 
 from __future__ import annotations
 
-import collections
 import copyreg
-import datetime
-import decimal
-import fractions
-import hmac
 import io
 import pickle
 import sys
-import uuid
 import zoneinfo
 from collections.abc import Iterable
 from contextvars import ContextVar
 from enum import Enum
-from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
-from typing import Any, NoReturn, cast
+from types import BuiltinFunctionType, FunctionType, MethodType
+from typing import Any, NoReturn
 
-from eric_sse.connection import Connection
-from eric_sse.entities import AbstractChannel
 from eric_sse.exception import RepositoryError
-from eric_sse.listener import MessageQueueListener
-from eric_sse.message import Message, MessageContract, SignedMessage, UniqueMessage
-from eric_sse.prefabs import SSEChannel
-from eric_sse.queues import InMemoryQueue, Queue
+from eric_sse.message import Message
+from eric_sse.queues import InMemoryQueue
 
-from eric_sse_sql import message_pickles
+from eric_sse_sql.allow_list import AllowList
 from eric_sse_sql.contract import ObjectAsKeyValuePersistenceMixin
-from eric_sse_sql.opcodes import is_plain
+from eric_sse_sql.pickles import message_blob
+from eric_sse_sql.pickles.grammar import is_plain
+from eric_sse_sql.pickles.signature import SIGNATURE_MARK, sign, verify
 
 PROTOCOL = 5
-SIGNATURE_MARK = b"HMAC-SHA256:"  # no pickle of ours begins so
-SIGNATURE_BYTES = 32
-OPCODES_OF_NEW = ("__newobj__", "__newobj_ex__")  # functions that the pickler turns into opcodes
-
-ERIC_SSE_BASES = frozenset(
-    (MessageContract, MessageQueueListener, Queue, AbstractChannel, Connection, ObjectAsKeyValuePersistenceMixin)
-)
-
-# Not among them: range, bytes and bytearray, which fill the memory when called with a number, and str, which imports a
-# module when called with the name of an encoding. Values of the last three need no call.
-PLAIN_CLASSES: tuple[type, ...] = (
-    bool,
-    complex,
-    dict,
-    float,
-    frozenset,
-    int,
-    list,
-    object,
-    set,
-    tuple,
-    collections.Counter,
-    collections.OrderedDict,
-    collections.defaultdict,
-    collections.deque,
-    datetime.date,
-    datetime.datetime,
-    datetime.time,
-    datetime.timedelta,
-    datetime.timezone,
-    decimal.Decimal,
-    fractions.Fraction,
-    uuid.UUID,
-    zoneinfo.ZoneInfo,
-)
+MIN_KEY_BYTES = 16
+FUNCTIONS_WITH_OPCODE = ("__newobj__", "__newobj_ex__")  # the pickler writes an opcode for them, not their names
 
 
-# Those of eric-sse that most blobs hold. They need not be looked for in their modules.
-ERIC_SSE_CLASSES: tuple[type, ...] = (
-    Connection,
-    Message,
-    MessageQueueListener,
-    SignedMessage,
-    SSEChannel,
-    UniqueMessage,
-)
+class PersistentReference:
+    """Base of objects that a blob refers to but does not contain, as pickle's persistent ids do.
 
+    When the blob is decoded, the reference becomes the object given to :meth:`PickleCodec.decode`.
+    """
 
-class HeldByReference:
-    """Base of what an object may refer to but no blob holds: on loading, the reference is to what loads it."""
-
-    def is_same(self, other: HeldByReference) -> bool:
-        """Whether a reference to the other may come back as this one."""
+    def is_same(self, other: PersistentReference) -> bool:
+        """Whether a reference to the other object may be decoded as this one."""
         return self is other
 
     def __reduce__(self) -> Any:
@@ -100,190 +51,132 @@ def class_path(cls: type) -> str:
 
 
 class PickleCodec:
-    """Objects to pickles and back, with a guard on what a pickle may build.
+    """Encodes objects as pickles and decodes them, with a guard on what a pickle may build.
 
-    It builds plain data (builtins, ``datetime``, ``decimal``, ``fractions``, ``uuid``, ``zoneinfo``, ``collections``),
-    eric-sse's own classes, and those classes of modules already imported which derive from eric-sse's messages,
-    listeners, queues, channels, connections or ``ObjectAsKeyValuePersistenceMixin``. No function is called by name, no
-    module is imported, and what could not be read back is refused when it is written. An object of the mixin is stored
-    as class path, constructor parameters and set-up values, wherever it stands.
+    Allowed are plain data (builtins, ``datetime``, ``decimal``, ``fractions``, ``uuid``, ``zoneinfo``,
+    ``collections``), eric-sse's own classes, and classes of imported modules that derive from eric-sse's messages,
+    listeners, queues, channels, connections or ``ObjectAsKeyValuePersistenceMixin``. Decoding calls no function by its
+    name and imports no module. What could not be decoded is refused when it is encoded. An object of the mixin is
+    stored as class path, constructor parameters and set-up values, also inside other objects.
 
-    Signatures are HMAC-SHA256 over the blob and the place it belongs to: the table and the key, or the queue. A blob
-    that was changed, moved to another key or written without a key is refused before pickle sees a byte.
+    A signature is an HMAC-SHA256 over the pickle and its context: the table and the key or queue of its row. Before
+    anything is unpickled, the codec refuses a blob that is not signed, was changed, or was moved to another row.
 
-    Safe to share between threads, processes and databases. The guard keeps a forged blob from running code and from
-    changing a class; it does not keep it from costing time and memory, nor from ending the process with a key of tuples
-    a hundred thousand deep, whose hash overflows Python's own stack. Where others can write to the tables, sign.
+    Safe to share between threads, processes and databases. The guard prevents a forged blob from running code and from
+    changing a class. It does not limit the time and memory that a forged blob uses, and a key of tuples nested a
+    hundred thousand deep ends the process, because Python's hash of it overflows the stack. Use signatures where
+    others can write to the tables.
 
-    :param allow: further classes that a blob may hold, enumerations among them
-    :param signing_keys: secrets of at least 16 bytes; the first signs, all verify, so that a key can be replaced
-    :param unrestricted: plain pickle, without the guard: for those who own every writer
-    :raises RepositoryError: for an entry of ``allow`` that is no class, and for a key that is too short
+    :param allow: further classes that a blob may contain, including enumerations
+    :param signing_keys: secrets of at least 16 bytes. The first one signs and all of them verify, so that a key can be
+        replaced without rewriting the blobs
+    :param unrestricted: plain pickle, without the guard. Only safe where every writer of the tables is trusted
+    :raises RepositoryError: for an entry of ``allow`` that is not a class, and for a key that is too short
     """
 
-    #: The largest blob written or read, in bytes.
+    #: The largest blob that is encoded or decoded, in bytes.
     max_blob_bytes: int = 64 * 1024 * 1024
 
     def __init__(
         self, *, allow: Iterable[type] = (), signing_keys: Iterable[bytes] = (), unrestricted: bool = False
     ) -> None:
-        allow, signing_keys = tuple(allow), tuple(signing_keys)
-        for each in allow:
-            if not isinstance(each, type):
-                raise RepositoryError(f"allow= takes classes, and {each!r} is none") from TypeError(type(each).__name__)
+        signing_keys = tuple(signing_keys)
         for key in signing_keys:
-            if not isinstance(key, bytes) or len(key) < 16:
-                raise RepositoryError("signing_keys= takes secrets of at least 16 bytes, as bytes") from ValueError()
-        self.unrestricted = unrestricted
-        known = (*PLAIN_CLASSES, *ERIC_SSE_CLASSES, *_MARKS, *allow)
-        self._allowed = {(each.__module__, each.__qualname__): each for each in known}
-        self._known = frozenset(map(id, known))
+            if not isinstance(key, bytes) or len(key) < MIN_KEY_BYTES:
+                raise RepositoryError(
+                    f"signing_keys= takes secrets of at least {MIN_KEY_BYTES} bytes, as bytes"
+                ) from ValueError()
+        self.allow_list = AllowList((*_CALLED_BY_BLOBS, *allow), unrestricted=unrestricted)
         self._signing_keys = signing_keys
 
     @property
+    def unrestricted(self) -> bool:
+        """Whether the guard is off."""
+        return self.allow_list.unrestricted
+
+    @property
     def signs(self) -> bool:
-        """Whether a blob can be read at its own place alone."""
+        """Whether blobs are signed, so that each is valid in its own context only."""
         return bool(self._signing_keys)
 
-    def encode(self, value: object, place: str, reference: HeldByReference | None = None) -> bytes:
+    def encode(self, value: object, context: str, reference: PersistentReference | None = None) -> bytes:
         """The blob of an object.
 
-        :param place: where the blob will stand: the table and its row's key or queue. The signature is bound to it.
-        :param reference: what the object may refer to: the database that stores it
-        :raises RepositoryError: when the object, or one inside it, could not be read back; it says which class
+        :param context: identifies the row of the blob: the table, and its key or queue. The signature covers it.
+        :param reference: the database that stores the object; the object may refer to it
+        :raises RepositoryError: when the object, or an object inside it, could not be decoded; the message names the
+            class
         """
-        return self.sealed(self.pickled(value, reference), place)
+        return self.sign(self.pickled(value, reference), context)
 
-    def pickled(self, value: object, reference: HeldByReference | None = None) -> bytes:
-        """The pickle of an object: the first half of :meth:`encode`, for one that is to stand at many places."""
+    def pickled(self, value: object, reference: PersistentReference | None = None) -> bytes:
+        """The pickle of an object: the first step of :meth:`encode`, done once for a value stored in many rows."""
         buffer = io.BytesIO()
         pickler = _Pickler(buffer, PROTOCOL)
-        pickler.codec, pickler.held = self, reference
+        pickler.allow_list, pickler.reference = self.allow_list, reference
         try:
-            content = message_pickles.content_of(value)
+            content = message_blob.content_of(value)
             pickler.dump(value if content is None else content)
         except RepositoryError:
             raise
-        except Exception as error:  # eric-sse's own too: what an object raises says nothing of the database
+        except Exception as error:  # any exception of the object's own code, eric-sse's included
             raise RepositoryError(
                 f"an object of class {class_path(type(value))} can't be stored: {type(error).__name__}; "
                 "the attached cause says why"
             ) from error
         pickled = buffer.getvalue()
-        return pickled if content is None else message_pickles.around(pickled)
+        return pickled if content is None else message_blob.wrap(pickled)
 
-    def sealed(self, pickled: bytes, place: str) -> bytes:
-        """The blob of a pickle: the second half of :meth:`encode`."""
-        blob = pickled
-        if self._signing_keys:
-            blob = SIGNATURE_MARK + _signature(self._signing_keys[0], place, pickled) + pickled
+    def sign(self, pickled: bytes, context: str) -> bytes:
+        """The blob of a pickle: the second step of :meth:`encode`. Without signing keys it is the pickle itself."""
+        blob = sign(pickled, self._signing_keys[0], context) if self._signing_keys else pickled
         if len(blob) > self.max_blob_bytes:
             self._refuse_size(len(blob))
         return blob
 
-    def decode(self, blob: bytes, place: str, reference: HeldByReference | None = None) -> Any:
+    def decode(self, blob: bytes, context: str, reference: PersistentReference | None = None) -> Any:
         """The object of a blob.
 
-        :param place: where the blob stands, as it was given to :meth:`encode`
-        :param reference: what the references in the blob come back as: the database that loads it
-        :raises RepositoryError: when the blob is damaged, forged, unsigned where a signature is asked for, or holds a
-            class that is not allowed
+        :param context: the context that :meth:`encode` was given
+        :param reference: the database that loads the blob; references in the blob become this object
+        :raises RepositoryError: when the blob is damaged or forged, is not signed although the codec signs, or
+            contains a class that is not allowed
         """
         try:
             if len(blob) > self.max_blob_bytes:
                 self._refuse_size(len(blob))
             if self._signing_keys or blob.startswith(SIGNATURE_MARK):
-                blob = self._verified(blob, place)
-            return _unpickle(blob, self, reference)
+                blob = self._verify(blob, context)
+            return _unpickle(blob, self.allow_list, reference)
         except RepositoryError:
             raise
-        except Exception as error:  # eric-sse's own too: what an object raises is no empty queue
+        except Exception as error:  # eric-sse's included: NoMessagesException in a constructor is not an empty queue
             raise RepositoryError(
                 f"a stored blob can't be read: {type(error).__name__}; the attached cause says why"
             ) from error
 
-    def find_class(self, module: str, name: str) -> type:
-        """The class of that exact module and qualified name, if a blob may hold it.
-
-        :raises RepositoryError: when it may not, or when its module is not imported
-        """
-        known = self._allowed.get((module, name))
-        if known is not None:
-            return known
-        if self.unrestricted:
-            __import__(module)
-        loaded = sys.modules.get(module)
-        if not issubclass(type(loaded), ModuleType):
-            raise RepositoryError(f"class {module}.{name} is of a module that is not imported; import {module} first")
-        # The plain dictionary and the real type, for any attribute access may import where module or object is lazy.
-        found = ModuleType.__getattribute__(cast(ModuleType, loaded), "__dict__").get(name)
-        exact = issubclass(type(found), type) and (found.__module__, found.__qualname__) == (module, name)
-        if exact and (self.unrestricted or _is_eric_sse_class(found)):
-            return cast(type, found)
-        raise RepositoryError(
-            f"class {module}.{name} is not allowed in a blob; if it is yours, allow it with "
-            f"PickleCodec(allow=[{name}]), or store plain data instead"
-        )
-
-    def admit(self, cls: type) -> None:
-        """Refuse a class that :meth:`find_class` would not give back.
-
-        :raises RepositoryError: with the same message
-        """
-        if self.find_class(cls.__module__, cls.__qualname__) is not cls:
-            raise RepositoryError(f"class {class_path(cls)} is not the one that its module now has under that name")
-
-    def find_persistable(self, path: str) -> type[ObjectAsKeyValuePersistenceMixin]:
-        """The class of a ``class_path`` of the mixin, which must be a subclass of the mixin.
-
-        :raises RepositoryError: when it is not, or is not allowed
-        """
-        module, _, name = path.rpartition(".")
-        cls = self.find_class(module, name)
-        if ObjectAsKeyValuePersistenceMixin not in cls.__mro__:
-            raise RepositoryError(f"class {path} does not derive from ObjectAsKeyValuePersistenceMixin")
-        return cls
+    def _verify(self, blob: bytes, context: str) -> bytes:
+        if not self._signing_keys:
+            raise RepositoryError("a stored blob is signed; give its key with PickleCodec(signing_keys=[...])")
+        return verify(blob, self._signing_keys, context)
 
     def _refuse_size(self, size: int) -> NoReturn:
         raise RepositoryError(f"a blob must be at most {self.max_blob_bytes} bytes, not {size}") from ValueError(size)
 
-    def _verified(self, blob: bytes, place: str) -> bytes:
-        """The pickle in a blob, its signature checked."""
-        if not self._signing_keys:
-            raise RepositoryError("a stored blob is signed; give its key with PickleCodec(signing_keys=[...])")
-        start = len(SIGNATURE_MARK) + SIGNATURE_BYTES
-        signature, pickled = blob[len(SIGNATURE_MARK) : start], blob[start:]
-        if not blob.startswith(SIGNATURE_MARK) or not any(
-            hmac.compare_digest(signature, _signature(key, place, pickled)) for key in self._signing_keys
-        ):
-            raise RepositoryError(
-                f"the blob of {place} has no valid signature; it was not written there with these keys"
-            )
-        return pickled
-
-
-def _signature(key: bytes, place: str, pickled: bytes) -> bytes:
-    return hmac.digest(key, place.encode() + b"\0" + pickled, "sha256")  # no place holds a NUL
-
-
-def _is_eric_sse_class(cls: type) -> bool:
-    return not ERIC_SSE_BASES.isdisjoint(cls.__mro__) or cls.__module__.partition(".")[0] == "eric_sse"
-
 
 class _Pickler(pickle.Pickler):
-    """Writes only what :func:`_unpickle` reads with the same codec."""
+    """Writes only what :func:`_unpickle` can read with the same allow-list."""
 
-    codec: PickleCodec
-    held: HeldByReference | None
+    allow_list: AllowList
+    reference: PersistentReference | None
 
     def reducer_override(self, obj: Any) -> Any:
-        """Called for whatever is not an exact builtin value, classes and functions included."""
+        """Called for classes, functions, and all objects that are not of an exact builtin type."""
         if isinstance(obj, type):
-            if id(obj) not in self.codec._known and not self.codec.unrestricted:
-                self.codec.admit(obj)
+            self.allow_list.check(obj)
             return NotImplemented
-        if isinstance(obj, HeldByReference):
-            if self.held is not None and not self.held.is_same(obj):
+        if isinstance(obj, PersistentReference):
+            if self.reference is not None and not self.reference.is_same(obj):
                 raise RepositoryError(
                     "the object refers to another database than the one that is to store it, and would come back on "
                     "that one; make it with the database that stores it"
@@ -291,7 +184,7 @@ class _Pickler(pickle.Pickler):
             return _Reference, ()
         if isinstance(obj, ObjectAsKeyValuePersistenceMixin):
             stored = obj.kv_as_dict
-            self.codec.find_persistable(stored["class_path"])
+            self.allow_list.find_persistable(stored["class_path"])
             parameters = stored["class_path"], stored["constructor_parameters"]
             return _Construct, parameters, (stored["setup_dict"],), None, None, _SetUp
         if isinstance(obj, InMemoryQueue):
@@ -299,22 +192,23 @@ class _Pickler(pickle.Pickler):
                 f"class {class_path(type(obj))} keeps its messages in this process and can't be stored; "
                 "use eric_sse_sql.SqlQueue"
             )
-        return _reduced(obj, self.codec.unrestricted)
+        return _reduce(obj, self.allow_list.unrestricted)
 
 
-def _reduced(obj: Any, unrestricted: bool) -> Any:
-    """How an object is written: unless unrestricted, through classes alone, never through a function."""
+def _reduce(obj: Any, unrestricted: bool) -> Any:
+    """The reduce value of an object: a class to call, never a function, unless unrestricted."""
     if isinstance(obj, (FunctionType, BuiltinFunctionType, MethodType)):
         if unrestricted:
             return NotImplemented
         raise RepositoryError(f"the function {obj.__qualname__} can't be stored; store data instead")
-    if isinstance(obj, Enum):  # some releases of Python write getattr() instead
+    if isinstance(obj, Enum):  # some releases of Python reduce a member to a call of getattr()
         return type(obj), (obj._value_,)
     if isinstance(obj, zoneinfo.ZoneInfo) and obj.key is not None:
         return type(obj), (obj.key,)
     reduce = copyreg.dispatch_table.get(type(obj))
     reduced: Any = reduce(obj) if reduce else obj.__reduce_ex__(PROTOCOL)
-    if not unrestricted and not (isinstance(reduced[0], type) or getattr(reduced[0], "__name__", "") in OPCODES_OF_NEW):
+    calls_class = isinstance(reduced[0], type) or getattr(reduced[0], "__name__", "") in FUNCTIONS_WITH_OPCODE
+    if not unrestricted and not calls_class:
         raise RepositoryError(
             f"class {class_path(type(obj))} is pickled by the name of a function or a global and can't be stored; "
             "store plain data instead"
@@ -325,14 +219,14 @@ def _reduced(obj: Any, unrestricted: bool) -> Any:
     return make, arguments, state, items, pairs, set_state or _SetState
 
 
-# What a pickle of this package calls. All are classes, for it names nothing else, but none of them is ever made. Their
-# names stand in stored blobs.
+# The callables of a blob. They are classes, because a blob may name classes only; calling one runs its __new__ and
+# creates no instance of it. Stored blobs contain the names of this module and of these classes, so both must stay.
 class _Construct:
-    """Makes an object of the mixin."""
+    """Creates an object of the mixin."""
 
     def __new__(cls, path: str, parameters: dict[str, Any]) -> Any:
-        codec, _ = _loading.get()
-        return codec.find_persistable(path)(**parameters)
+        allow_list, _ = _loading.get()
+        return allow_list.find_persistable(path)(**parameters)
 
 
 class _SetUp:
@@ -346,7 +240,7 @@ class _SetUp:
 
 
 class _SetState:
-    """Gives an object its state, as the opcode BUILD does; which would do it to a class, too, or an enum's member."""
+    """Sets the state of an object as the opcode BUILD does, but never that of a class or an enum member."""
 
     def __new__(cls, obj: Any, state: Any) -> Any:
         if isinstance(obj, (type, Enum)):
@@ -365,7 +259,7 @@ class _SetState:
 
 
 class _Reference:
-    """Is what loads the object."""
+    """Returns the database that loads the blob."""
 
     def __new__(cls) -> Any:
         _, reference = _loading.get()
@@ -374,30 +268,32 @@ class _Reference:
         return reference
 
 
-_MARKS = (_Construct, _SetUp, _SetState, _Reference)
-_loading: ContextVar[tuple[PickleCodec, HeldByReference | None]] = ContextVar("eric_sse_sql_loading")
+_CALLED_BY_BLOBS = (_Construct, _SetUp, _SetState, _Reference)
+_loading: ContextVar[tuple[AllowList, PersistentReference | None]] = ContextVar("eric_sse_sql_loading")
 
 
 class _Unpickler(pickle.Unpickler):
-    """Builds what the codec allows."""
+    """Looks classes up in the allow-list."""
 
-    def __init__(self, buffer: io.BytesIO, codec: PickleCodec) -> None:
+    def __init__(self, buffer: io.BytesIO, allow_list: AllowList) -> None:
         super().__init__(buffer)
-        if not codec.unrestricted:
-            self.find_class = codec.find_class  # type: ignore[method-assign]
+        if not allow_list.unrestricted:
+            self.find_class = allow_list.find_class  # type: ignore[method-assign]
 
 
-def _unpickle(pickled: bytes, codec: PickleCodec, reference: HeldByReference | None) -> Any:
-    content = message_pickles.inside(pickled)
-    return _loads(pickled, codec, reference) if content is None else Message(*_loads(content, codec, reference))
+def _unpickle(pickled: bytes, allow_list: AllowList, reference: PersistentReference | None) -> Any:
+    content = message_blob.unwrap(pickled)
+    if content is None:
+        return _loads(pickled, allow_list, reference)
+    return Message(*_loads(content, allow_list, reference))
 
 
-def _loads(pickled: bytes, codec: PickleCodec, reference: HeldByReference | None) -> Any:
-    """The only place that unpickles."""
-    if not codec.unrestricted and is_plain(pickled):
-        return pickle.loads(pickled)  # noqa: S301 - nothing in it names a class
-    token = _loading.set((codec, reference))
+def _loads(pickled: bytes, allow_list: AllowList, reference: PersistentReference | None) -> Any:
+    """The only function of the package that unpickles."""
+    if not allow_list.unrestricted and is_plain(pickled):
+        return pickle.loads(pickled)  # noqa: S301 - it names no class
+    token = _loading.set((allow_list, reference))
     try:
-        return _Unpickler(io.BytesIO(pickled), codec).load()
+        return _Unpickler(io.BytesIO(pickled), allow_list).load()
     finally:
         _loading.reset(token)

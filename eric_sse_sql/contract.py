@@ -17,7 +17,7 @@ from eric_sse.entities import AbstractChannel, _ConnectionManager
 from eric_sse.listener import MessageQueueListener
 from eric_sse.queues import Queue
 
-from eric_sse_sql.ids import new_id
+from eric_sse_sql.keys import new_id
 
 __all__ = [
     "ChannelRepositoryInterface",

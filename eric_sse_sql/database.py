@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session, scoped_session
 
 from eric_sse_sql import transactions
 from eric_sse_sql.announcements import Announcer, channel_of
-from eric_sse_sql.codec import HeldByReference, PickleCodec
+from eric_sse_sql.codec import PersistentReference, PickleCodec
 from eric_sse_sql.engines import are_same_database, is_in_memory, make_engine, patience_of
 from eric_sse_sql.errors import repository_errors
 from eric_sse_sql.forks import leave_alone
@@ -34,7 +34,7 @@ from eric_sse_sql.wakeups import Outage, Wakeups
 _all: WeakValueDictionary[int, Database] = WeakValueDictionary()
 
 
-class Database(HeldByReference):
+class Database(PersistentReference):
     """The SQL database that an application keeps its channels in.
 
     Threads may share it. A forked child gets fresh connections where the engine was made here; an application that
@@ -297,7 +297,7 @@ class Database(HeldByReference):
     ) -> None:
         self.close()
 
-    def is_same(self, other: HeldByReference) -> bool:
+    def is_same(self, other: PersistentReference) -> bool:
         """Whether another ``Database`` leads to the same database, as far as its URL tells."""
         return isinstance(other, Database) and are_same_database(self.engine, other.engine)
 

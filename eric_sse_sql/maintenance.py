@@ -6,7 +6,8 @@ from typing import Any
 
 from sqlalchemy import delete, exists, literal
 
-from eric_sse_sql.models import QUEUES, ConnectionRow, DeliveredRow, KvEntry, MessageRow, PositionRow
+from eric_sse_sql.keys import QUEUES
+from eric_sse_sql.models import ConnectionRow, DeliveredRow, KvEntry, MessageRow, PositionRow
 from eric_sse_sql.statements import Construct, Dialect, Statement
 
 

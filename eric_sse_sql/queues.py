@@ -20,8 +20,8 @@ from eric_sse_sql.contract import ConnectionsFactory, PersistableQueue, make_con
 from eric_sse_sql.database import Database
 from eric_sse_sql.errors import repository_errors
 from eric_sse_sql.gates import Gate
-from eric_sse_sql.ids import new_id
-from eric_sse_sql.models import MessageRow, checked
+from eric_sse_sql.keys import new_id, validate_key
+from eric_sse_sql.models import MessageRow
 from eric_sse_sql.statements import Row, Statement
 from eric_sse_sql.wakeups import FALLBACK_SECONDS
 
@@ -74,7 +74,7 @@ class SqlQueue(PersistableQueue):
     def __init__(self, database: Database, queue_id: str | None = None) -> None:
         super().__init__()
         self._database = database
-        self._queue_id = new_id() if queue_id is None else checked("a queue id", queue_id)
+        self._queue_id = new_id() if queue_id is None else validate_key("a queue id", queue_id)
         self._gate: Gate | None = None
         self._empty_at: int | None = None  # the version of the gate at which it was found empty
 
@@ -346,11 +346,11 @@ def _push_to_all(database: Database, queues: Sequence[SqlQueue], message: Messag
     pickled = codec.pickled(message, database)
     with repository_errors("the message can't be broadcast"):
         if codec.signs:
-            rows = [{"queue": queue.id, "kind": kind, "blob": codec.sealed(pickled, queue._place)} for queue in queues]
+            rows = [{"queue": queue.id, "kind": kind, "blob": codec.sign(pickled, queue._place)} for queue in queues]
             with database.transaction():
                 database.publish_many(sql.PUSH_ROWS, ids, rows)
         else:
-            blob = codec.sealed(pickled, queues[0]._place)
+            blob = codec.sign(pickled, queues[0]._place)
             database.publish(sql.PUSH_TO_ALL, ids, queues=database.dialect.list_value(ids), kind=kind, blob=blob)
 
 

@@ -20,18 +20,18 @@ from eric_sse_sql.codec import class_path
 from eric_sse_sql.contract import ItemNotFound
 from eric_sse_sql.database import Database
 from eric_sse_sql.errors import repository_errors
-from eric_sse_sql.ids import new_id
-from eric_sse_sql.models import (
+from eric_sse_sql.keys import (
     CHANNELS,
     CONNECTION_LISTENERS,
     CONNECTION_QUEUES,
     LISTENERS,
     QUEUES,
-    checked,
+    new_id,
+    validate_key,
 )
+from eric_sse_sql.pickles.blob_template import BlobTemplate
 from eric_sse_sql.queues import BlockingSqlQueue, SqlQueue
 from eric_sse_sql.statements import Row, Statement
-from eric_sse_sql.stencils import Stencil
 from eric_sse_sql.storage import UPSERT, SqlStorageEngine, keyset_pages
 
 CHANNELS_A_PAGE = 100
@@ -40,25 +40,25 @@ CHANNELS_A_PAGE = 100
 class ObjectStorage(SqlStorageEngine):
     """The entries that channels and connections refer to, in a namespace apart from those of applications.
 
-    :param stencils: of those objects that most of them are
+    :param templates: of those objects that most of them are
     """
 
-    def __init__(self, database: Database, namespace: str, stencils: Sequence[Stencil[Any]] = ()) -> None:
+    def __init__(self, database: Database, namespace: str, templates: Sequence[BlobTemplate[Any]] = ()) -> None:
         self._set_up(database, namespace)
-        self._stencils = () if database.codec.signs else stencils  # a signed blob is never what another one is
+        self._templates = () if database.codec.signs else templates  # a signed blob is never what another one is
 
     def object_at(self, at: str, object_id: str, blob: bytes) -> Any:
         """The object of a row, by its primary key, its own id and its blob."""
-        for stencil in self._stencils:
-            found = stencil.read(blob, object_id)
+        for template in self._templates:
+            found = template.read(blob, object_id)
             if found is not None:
                 return found
         return self.value(at, blob)
 
     def object_entry_at(self, at: str, object_id: str, value: object) -> dict[str, Any]:
         """What stores an object with an id of its own, by the primary key of its row."""
-        for stencil in self._stencils:
-            blob = stencil.write(value, object_id)
+        for template in self._templates:
+            blob = template.write(value, object_id)
             if blob is not None:
                 return {"at": at, "blob": blob, "kind": class_path(type(value))}
         return self.entry_at(at, value)
@@ -102,7 +102,7 @@ class Relations:
 
     def connections(self, channel_id: str) -> Iterator[Connection]:
         """The connections of a channel, by id. One statement, run at once; objects are built as they are asked for."""
-        checked("a channel id", channel_id)
+        validate_key("a channel id", channel_id)
         with repository_errors("the connections can't be loaded"):
             rows = self._database.run(sql.OF_CHANNEL, channel=channel_id)
         return map(self._connection, rows)
@@ -119,7 +119,7 @@ class Relations:
 
         :raises ItemNotFound: when there is none of that id
         """
-        checked("a connection id", connection_id)
+        validate_key("a connection id", connection_id)
         with repository_errors("the connection can't be loaded"):
             rows = self._database.run(sql.ONE_CONNECTION, connection=connection_id)
         if not rows:
@@ -132,11 +132,11 @@ class Relations:
         :param channel_id: its channel; None leaves it where it is
         :raises ItemNotFound: when there is no such channel
         """
-        row = self._row(checked("a connection id", connection_id), parts, channel_id)
+        row = self._row(validate_key("a connection id", connection_id), parts, channel_id)
         objects = self._objects([row], [parts])
         with repository_errors("the connection can't be persisted"), self._database.transaction():
             if channel_id is not None:
-                self._hold_channel(checked("a channel id", channel_id))
+                self._hold_channel(validate_key("a channel id", channel_id))
             self._database.run_many(sql.UPSERT_ENTRIES, objects)
             self._database.run_many(sql.UPSERT_CONNECTIONS, [row])
 
@@ -147,7 +147,7 @@ class Relations:
 
     def delete_connection(self, connection_id: str) -> None:
         """Delete a connection with its messages, and with its listener and queue unless another connection has them."""
-        checked("a connection id", connection_id)
+        validate_key("a connection id", connection_id)
         with repository_errors("the connection can't be deleted"), self._database.transaction():
             self._run_all(sql.DELETE_CONNECTION, connection=connection_id)
 
@@ -177,7 +177,7 @@ class Relations:
 
         :raises ItemNotFound: when there is none of that id
         """
-        checked("a channel id", channel_id)
+        validate_key("a channel id", channel_id)
         with repository_errors("the channel can't be loaded"):
             rows = self._database.run(sql.ONE_CHANNEL, channel=channel_id)
         found = [row for row in rows if row[1] is None]
@@ -215,7 +215,7 @@ class Relations:
 
     def delete_channel(self, channel_id: str) -> None:
         """Delete a channel, its connections, their messages, and the listeners and queues that no other channel has."""
-        checked("a channel id", channel_id)
+        validate_key("a channel id", channel_id)
         with repository_errors("the channel can't be deleted"), self._database.transaction():
             self._run_all(sql.DELETE_CHANNEL, channel=channel_id)
 
@@ -237,9 +237,9 @@ class Relations:
         return {
             "connection": connection_id,
             "channel": channel_id,
-            "listener": checked("a listener id", listener_id),
+            "listener": validate_key("a listener id", listener_id),
             "listener_at": self.listeners.entry_key(listener_key),
-            "queue": checked("a queue id", queue_id),
+            "queue": validate_key("a queue id", queue_id),
             "queue_at": self.queues.entry_key(queue_key),
         }
 
@@ -277,18 +277,18 @@ class Relations:
             self._database.run(statement, **parameters)
 
 
-def _of_listeners(database: Database) -> Stencil[MessageQueueListener]:
+def _of_listeners(database: Database) -> BlobTemplate[MessageQueueListener]:
     def state(listener: MessageQueueListener) -> object:
         return {**vars(listener), "id": None}
 
-    return Stencil(contract.make_listener, lambda made: database.codec.encode(made, ""), state)
+    return BlobTemplate(contract.make_listener, lambda made: database.codec.encode(made, ""), state)
 
 
-def _of_queues(database: Database, queue_class: type[SqlQueue]) -> Stencil[SqlQueue]:
+def _of_queues(database: Database, queue_class: type[SqlQueue]) -> BlobTemplate[SqlQueue]:
     def encode(queue: SqlQueue) -> bytes:
         return database.codec.encode(queue, "", database)
 
-    return Stencil(partial(queue_class, database), encode, lambda queue: queue.database)
+    return BlobTemplate(partial(queue_class, database), encode, lambda queue: queue.database)
 
 
 class RelationsByConnection(Relations):
@@ -302,7 +302,7 @@ class RelationsByConnection(Relations):
     def persist_object(self, storage: ObjectStorage, set_own_id: Statement, connection_id: str, value: Any) -> None:
         """Store the listener or the queue of a connection, whether it is there or not."""
         entry = storage.entry(connection_id, value)
-        own_id = checked("an id", getattr(value, "id", connection_id))
+        own_id = validate_key("an id", getattr(value, "id", connection_id))
         with repository_errors("the object can't be persisted"), self._database.transaction():
             self._database.run(UPSERT, **entry)
             self._database.run(set_own_id, at=entry["at"], own_id=own_id)
@@ -319,8 +319,8 @@ class RelationsByConnection(Relations):
 
     def delete_connection_in(self, channel_id: str, connection_id: str) -> None:
         """Delete a connection of a channel with all that is its own."""
-        checked("a connection id", connection_id)
-        checked("a channel id", channel_id)
+        validate_key("a connection id", connection_id)
+        validate_key("a channel id", channel_id)
         with repository_errors("the connection can't be deleted"), self._database.transaction():
             self._run_all(sql.DELETE_CONNECTION_OF_CHANNEL, connection=connection_id, channel=channel_id)
 

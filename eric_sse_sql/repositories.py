@@ -20,7 +20,7 @@ from eric_sse_sql.contract import (
     ObjectAsKeyValuePersistenceMixin,
     QueueRepositoryInterface,
 )
-from eric_sse_sql.models import checked
+from eric_sse_sql.keys import validate_key
 from eric_sse_sql.relations import Parts, Relations, assembled, parts_of
 from eric_sse_sql.storage import SqlStorageEngine
 
@@ -173,7 +173,7 @@ class ChannelRepository(ChannelRepositoryInterface):
 
     def _persist(self, channel_id: str, channel: AbstractChannel) -> None:
         connections = [Parts(*parts) for parts in contract.registered_connections(channel)]
-        self._relations.persist_channel(checked("a channel id", channel_id), _bare(channel), channel, connections)
+        self._relations.persist_channel(validate_key("a channel id", channel_id), _bare(channel), channel, connections)
 
 
 def _bare(channel: AbstractChannel) -> AbstractChannel:

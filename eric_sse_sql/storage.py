@@ -12,7 +12,8 @@ from eric_sse_sql.codec import class_path
 from eric_sse_sql.contract import ItemNotFound, KvStorageEngine
 from eric_sse_sql.database import Database
 from eric_sse_sql.errors import repository_errors
-from eric_sse_sql.models import KvEntry, checked
+from eric_sse_sql.keys import validate_key
+from eric_sse_sql.models import KvEntry
 from eric_sse_sql.statements import Construct, Dialect, Row, Statement, upsert
 
 FIRST_PAGE_ROWS = 128
@@ -69,7 +70,7 @@ class SqlStorageEngine(KvStorageEngine):
     """
 
     def __init__(self, database: Database | str | URL | Engine, namespace: str = "kv") -> None:
-        checked("a namespace", namespace)
+        validate_key("a namespace", namespace)
         if not namespace or set(namespace) & set("/:") or len(namespace.encode()) > 64:
             raise RepositoryError("a namespace must have 1 to 64 bytes and neither / nor :") from ValueError(namespace)
         self._set_up(database, namespace)
@@ -98,7 +99,7 @@ class SqlStorageEngine(KvStorageEngine):
 
     def fetch_by_prefix(self, prefix: str) -> Iterator[Any]:
         """The values whose keys start with a prefix, as ``str.startswith`` says: ``ch1`` also finds ``ch10``."""
-        return self._values(self._root + checked("a prefix", prefix))
+        return self._values(self._root + validate_key("a prefix", prefix))
 
     def fetch_all(self) -> Iterator[Any]:
         """All values of the namespace."""
@@ -112,7 +113,7 @@ class SqlStorageEngine(KvStorageEngine):
 
     def entry_key(self, key: str) -> str:
         """The primary key of a key's row."""
-        return self._root + checked("a key", key)
+        return self._root + validate_key("a key", key)
 
     def entry(self, key: str, value: Any) -> dict[str, Any]:
         """What :data:`UPSERT` binds to store a value."""

@@ -343,8 +343,8 @@ def test_setting_up_an_object_may_read_other_blobs(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(application.Robot, "kv_setup_by_dict", set_up)
     robot, queue = again([application.Robot("key"), SqlQueue(outer, "outer")], reference=outer)
-    assert robot.friend._database is inner
-    assert queue._database is outer
+    assert robot.friend.database is inner
+    assert queue.database is outer
 
 
 @pytest.mark.parametrize("raised", [NoMessagesException(), ItemNotFound("key"), ValueError("x")], ids=repr)
@@ -378,7 +378,7 @@ def test_a_database_inside_an_object_comes_back_as_the_one_that_loads_it() -> No
     for secret in (b"hunter2", b"someone", b"db.example", b"5432", b"shop", b"postgres", b"psycopg"):
         assert secret not in blob
     loaded = CODEC.decode(blob, PLACE, reader)
-    assert loaded["queue"]._database is reader
+    assert loaded["queue"].database is reader
     assert loaded["robot"].items == [reader]
 
 
@@ -459,7 +459,7 @@ def test_without_the_guard_everything_that_pickle_takes_is_stored() -> None:
 def test_without_the_guard_databases_and_the_mixin_are_stored_as_with_it() -> None:
     codec, database = PickleCodec(unrestricted=True), Database("sqlite://")
     queue, robot = again([SqlQueue(database, "q"), application.Robot("key")], codec, database)
-    assert queue._database is database
+    assert queue.database is database
     assert robot.act() == "key"
     assert "does not derive from" in refusal(codec.encode, application.Disguised("key"), PLACE)
 

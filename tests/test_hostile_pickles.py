@@ -29,7 +29,7 @@ from eric_sse.message import Message, UniqueMessage
 from sqlalchemy import text
 
 from eric_sse_sql import Database, PickleCodec, SqlQueue, SqlStorageEngine
-from eric_sse_sql.codec import SIGNATURE_MARK
+from eric_sse_sql.pickles.signature import SIGNATURE_MARK
 
 CODEC = PickleCodec(allow=[application.Colour, application.Point, application.Pixel])
 PLACE = "kv_entries/kv/key"
@@ -162,7 +162,8 @@ FORBIDDEN: list[tuple[str, str, tuple[bytes | str, ...]]] = [
     ("eric_sse_sql.storage", "SqlStorageEngine", (f"sqlite:///{CANARY}",)),
     ("eric_sse_sql.codec", "PickleCodec", ()),
     ("eric_sse_sql.codec", "_unpickle", ()),
-    ("eric_sse_sql.codec", "_MARKS", ()),
+    ("eric_sse_sql.codec", "_CALLED_BY_BLOBS", ()),
+    ("eric_sse_sql.allow_list", "AllowList", ()),
     ("eric_sse_sql.codec", "_SetState.__new__", ()),
     ("application", "touch", ("x",)),
     ("application", "touched.append", ("x",)),
@@ -429,7 +430,7 @@ def check_classes(value: Any) -> None:
             continue  # what loads it, and what a constructor of the application put there
         assert not isinstance(each, ModuleType)
         if cls not in MADE_BY_OPCODES:
-            CODEC.admit(cls)
+            CODEC.allow_list.check(cls)
         inside = [] if isinstance(each, type) else [one for one in gc.get_referents(each) if id(one) not in seen]
         seen |= {id(one): one for one in inside}
         todo += inside

@@ -13,7 +13,8 @@ from eric_sse.message import Message
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eric_sse_sql import Database, PickleCodec, SqlQueue, message_pickles
+from eric_sse_sql import Database, PickleCodec, SqlQueue
+from eric_sse_sql.pickles import message_blob
 
 CODEC = PickleCodec()
 PLACE = "sse_messages/q"
@@ -39,13 +40,13 @@ def again(message: Any, codec: PickleCodec = CODEC) -> Any:
 
 def content(value: object) -> bytes:
     """The blob of a message whose content is not what it should be."""
-    return message_pickles.around(pickle.dumps(value, 5))
+    return message_blob.wrap(pickle.dumps(value, 5))
 
 
 @given(st.text(max_size=20), PAYLOADS)
 def test_a_message_comes_back_equal_and_plain_pickle_reads_it_too(kind: str, payload: Any) -> None:
     blob = CODEC.encode(Message(kind, payload), PLACE)
-    assert message_pickles.inside(blob) is not None
+    assert message_blob.unwrap(blob) is not None
     for loaded in (CODEC.decode(blob, PLACE), pickle.loads(blob)):
         assert type(loaded) is Message
         assert (loaded.type, loaded.payload) == (kind, payload)

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from eric_sse_sql import BlockingSqlQueue, Database, SqlQueue
 from eric_sse_sql.codec import PickleCodec
 from eric_sse_sql.contract import make_listener
-from eric_sse_sql.stencils import Stencil
+from eric_sse_sql.pickles.blob_template import BlobTemplate
 
 CODEC = PickleCodec()
-LISTENERS = Stencil(
+LISTENERS = BlobTemplate(
     make_listener, lambda listener: CODEC.encode(listener, ""), lambda listener: {**vars(listener), "id": None}
 )
 ID = "0f3c5a52-7e0a-4e0c-9d0b-0a3b8f1e6c11"
@@ -84,7 +84,7 @@ def test_a_queue_comes_back_on_the_database_that_loads_it(database: Database, tm
     def encode(queue: SqlQueue) -> bytes:
         return database.codec.encode(queue, "", database)
 
-    queues = Stencil(lambda queue_id: SqlQueue(database, queue_id), encode, lambda queue: queue.database)
+    queues = BlobTemplate(lambda queue_id: SqlQueue(database, queue_id), encode, lambda queue: queue.database)
     queue = SqlQueue(database, ID)
     assert queues.write(queue, ID) == encode(queue)
     assert queues.write(BlockingSqlQueue(database, ID), ID) is None

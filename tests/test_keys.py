@@ -6,7 +6,7 @@ import time
 import uuid
 
 from eric_sse_sql import Database, SqlConnectionsFactory
-from eric_sse_sql.ids import new_id
+from eric_sse_sql.keys import new_id
 
 
 def test_an_id_is_a_uuid_of_its_time() -> None:
