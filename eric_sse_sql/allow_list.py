@@ -72,6 +72,8 @@ class AllowList:
     Allowed are the plain classes above, classes of eric-sse, classes of imported modules that derive from eric-sse's
     bases, and the classes given here. A look-up imports no module, except with ``unrestricted``.
 
+    ``listed_ids`` holds the ``id()`` of each listed class: for these, a caller need not call :meth:`check`.
+
     :param allow: further classes
     :param unrestricted: allow every class and function, and import their modules
     :raises RepositoryError: for an entry of ``allow`` that is not a class
@@ -86,7 +88,8 @@ class AllowList:
                 )
         self.unrestricted = unrestricted
         self._listed = {(cls.__module__, cls.__qualname__): cls for cls in listed}
-        self._listed_ids = frozenset(map(id, listed))  # ids, because a metaclass may define its own __hash__
+        # The ids of the classes rather than the classes, because a metaclass may define __hash__ and __eq__.
+        self.listed_ids = frozenset(map(id, listed))
 
     def find_class(self, module: str, name: str) -> type:
         """The class with exactly this module and qualified name.
@@ -116,7 +119,7 @@ class AllowList:
 
         :raises RepositoryError: when it would not, with the message that reading would give
         """
-        if id(cls) in self._listed_ids or self.unrestricted:
+        if id(cls) in self.listed_ids or self.unrestricted:
             return
         module, name = cls.__module__, cls.__qualname__
         if self.find_class(module, name) is not cls:

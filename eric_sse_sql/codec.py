@@ -21,7 +21,7 @@ from eric_sse_sql.allow_list import AllowList
 from eric_sse_sql.contract import ObjectAsKeyValuePersistenceMixin
 from eric_sse_sql.pickles import message_blob
 from eric_sse_sql.pickles.grammar import is_plain
-from eric_sse_sql.pickles.signature import SIGNATURE_MARK, sign, verify
+from eric_sse_sql.pickles.signature import SIGNATURE_MARK, signature, verify
 
 PROTOCOL = 5
 MIN_KEY_BYTES = 16
@@ -129,7 +129,8 @@ class PickleCodec:
 
     def sign(self, pickled: bytes, context: str) -> bytes:
         """The blob of a pickle: the second step of :meth:`encode`. Without signing keys it is the pickle itself."""
-        blob = sign(pickled, self._signing_keys[0], context) if self._signing_keys else pickled
+        keys = self._signing_keys
+        blob = signature(pickled, keys[0], context) + pickled if keys else pickled
         if len(blob) > self.max_blob_bytes:
             self._refuse_size(len(blob))
         return blob
@@ -173,7 +174,8 @@ class _Pickler(pickle.Pickler):
     def reducer_override(self, obj: Any) -> Any:
         """Called for classes, functions, and all objects that are not of an exact builtin type."""
         if isinstance(obj, type):
-            self.allow_list.check(obj)
+            if id(obj) not in self.allow_list.listed_ids:
+                self.allow_list.check(obj)
             return NotImplemented
         if isinstance(obj, PersistentReference):
             if self.reference is not None and not self.reference.is_same(obj):

@@ -1,7 +1,7 @@
-"""The eric-sse names that this package implements, on either living eric-sse.
+"""The interfaces of eric-sse that this package implements, under the same names on eric-sse 2.0 and 2.1.
 
-eric-sse 2.0 defines the interfaces of its persistence page itself; they are re-exported. eric-sse 2.1 no longer has
-them; there they are defined here, as that page describes them. No other module asks which eric-sse is installed.
+eric-sse 2.0 defines the persistence interfaces itself; this module re-exports them. eric-sse 2.1 removed them, so this
+module defines them there as the documentation of 2.0 describes them. No other module checks the installed release.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ if TYPE_CHECKING or not ERIC_SSE_2_0:
     from eric_sse.repository import KvStorage
 
     class ObjectAsKeyValuePersistenceMixin(ABC):
-        """Persistence for an object that pickle can't take: class path, constructor parameters and set-up values.
+        """Persistence of an object that can't be pickled, as class path, constructor parameters and set-up values.
 
-        Whatever the properties return must itself be storable.
+        The values of the properties must themselves be storable.
         """
 
         @property
         def kv_as_dict(self) -> dict[str, Any]:
-            """All that is stored: ``class_path``, ``constructor_parameters`` and ``setup_dict``."""
+            """The stored dictionary: ``class_path``, ``constructor_parameters`` and ``setup_dict``."""
             return {
                 "class_path": self.kv_class_absolute_path,
                 "constructor_parameters": self.kv_constructor_params_as_dict,
@@ -55,18 +55,18 @@ if TYPE_CHECKING or not ERIC_SSE_2_0:
         @property
         @abstractmethod
         def kv_key(self) -> str:
-            """The key under which the object is stored."""
+            """The key of the stored object."""
 
         @property
         @abstractmethod
         def kv_setup_values_as_dict(self) -> dict[str, Any]:
-            """What :meth:`kv_setup_by_dict` gets when the object is loaded."""
+            """The values passed to :meth:`kv_setup_by_dict` when the object is loaded."""
 
         @abstractmethod
         def kv_setup_by_dict(self, setup: dict[str, Any]) -> None:
-            """Finish a newly constructed object.
+            """Set up a newly constructed object.
 
-            :param setup: the stored :attr:`kv_setup_values_as_dict`
+            :param setup: the stored value of :attr:`kv_setup_values_as_dict`
             """
 
         @property
@@ -77,21 +77,21 @@ if TYPE_CHECKING or not ERIC_SSE_2_0:
         @property
         @abstractmethod
         def kv_constructor_params_as_dict(self) -> dict[str, Any]:
-            """Keyword arguments of the constructor when the object is loaded."""
+            """The keyword arguments passed to the constructor when the object is loaded."""
 
     class KvStorageEngine(KvStorage, ABC):
-        """A store of values by key. On eric-sse 2.1 it is a ``KvStorage`` too: the same five methods."""
+        """A key-value store. On eric-sse 2.1 it is a ``KvStorage`` too, which has the same five methods."""
 
     class PersistableQueue(Queue, ObjectAsKeyValuePersistenceMixin, ABC):
-        """A queue that has an id and is stored through the mixin."""
+        """A queue with an id that is persisted through the mixin."""
 
         @property
         @abstractmethod
         def id(self) -> str:
-            """The key of the queue in its repository."""
+            """The id of the queue, which is its key in the repository."""
 
     class ListenerRepositoryInterface(ABC):
-        """Listeners by their own id."""
+        """Stores listeners by id."""
 
         @abstractmethod
         def load(self, listener_id: str) -> MessageQueueListener: ...
@@ -103,7 +103,7 @@ if TYPE_CHECKING or not ERIC_SSE_2_0:
         def delete(self, listener_id: str) -> None: ...
 
     class QueueRepositoryInterface(ABC):
-        """Queues by their own id."""
+        """Stores queues by id."""
 
         @abstractmethod
         def load(self, queue_id: str) -> Queue: ...
@@ -115,7 +115,7 @@ if TYPE_CHECKING or not ERIC_SSE_2_0:
         def delete(self, queue_id: str) -> None: ...
 
     class ConnectionRepositoryInterface(ABC):
-        """Connections by their own id, and by their channel."""
+        """Stores connections by id, and finds those of a channel."""
 
         @abstractmethod
         def load_all(self, channel_id: str) -> Iterable[Connection]: ...
@@ -130,7 +130,7 @@ if TYPE_CHECKING or not ERIC_SSE_2_0:
         def delete(self, connection_id: str) -> None: ...
 
     class ChannelRepositoryInterface(ABC):
-        """Channels by their own id."""
+        """Stores channels by id."""
 
         @abstractmethod
         def load_all(self) -> Iterable[AbstractChannel]: ...
@@ -155,14 +155,14 @@ else:
     from eric_sse.queues import PersistableQueue
 
     class ConnectionsFactory(ABC):
-        """What eric-sse 2.1 makes connections with."""
+        """Creates connections, as the interface of this name in eric-sse 2.1."""
 
         @abstractmethod
         def create(self, listener: MessageQueueListener | None = None) -> Connection: ...
 
 
 def make_connection(listener: MessageQueueListener, queue: Queue, connection_id: str) -> Connection:
-    """A connection with the id given."""
+    """A new connection with the given id."""
     if not ERIC_SSE_2_0:
         return Connection(listener, queue, connection_id)
     connection: Any = Connection(listener, queue)
@@ -171,17 +171,17 @@ def make_connection(listener: MessageQueueListener, queue: Queue, connection_id:
 
 
 def make_listener(listener_id: str) -> MessageQueueListener:
-    """A new listener with the id given."""
+    """A new listener with the given id."""
     listener = MessageQueueListener()
     listener.id = listener_id
     return listener
 
 
 def identify(connection: Connection) -> str:
-    """The id of a connection.
+    """The id of a connection, unique also on eric-sse 2.0.0.1.
 
-    eric-sse 2.0.0.1 gives all connections of a process one id, a default of its class; such a connection gets an id of
-    its own here, as later releases give it.
+    That release stores one id on the class, so all connections of a process share it. This function gives such a
+    connection an id of its own, as later releases do.
     """
     if ERIC_SSE_2_0 and connection.id == vars(Connection).get("id"):
         cast(Any, connection).id = new_id()
@@ -189,12 +189,12 @@ def identify(connection: Connection) -> str:
 
 
 def connection_registry(channel: AbstractChannel) -> Any:
-    """The object in which a channel keeps its listeners and queues. eric-sse has no public name for it."""
+    """The object that holds a channel's listeners and queues. eric-sse has no public name for it."""
     return cast(Any, channel)._AbstractChannel__connection_manager
 
 
 def registered_connections(channel: Any) -> list[tuple[str | None, MessageQueueListener, Queue]]:
-    """Id, listener and queue of each connection registered with a channel. eric-sse 2.0 keeps no id."""
+    """Id, listener and queue of each connection registered with a channel; on eric-sse 2.0 the id is None."""
     if ERIC_SSE_2_0:
         return [
             (None, channel.get_listener(listener_id), channel._get_queue(listener_id))
@@ -212,7 +212,7 @@ def register(channel: Any, connection: Connection) -> None:
 
 
 def without_connections(channel: AbstractChannel) -> AbstractChannel:
-    """A shallow copy of a channel that has no connections: those are stored in rows of their own."""
+    """A shallow copy of a channel without its connections, which are stored in rows of their own."""
     bare: Any = copy.copy(channel)
     bare._AbstractChannel__connection_manager = _ConnectionManager(channel.id)
     return cast(AbstractChannel, bare)

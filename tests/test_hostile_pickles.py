@@ -1,6 +1,6 @@
-"""No pickle runs anything: crafted ones, and good ones with errors in them, as entries and as messages.
+"""Hostile pickles run no code: crafted ones and mutated ones, as entries and as messages.
 
-What is read is either refused, and stays where it is, or made of classes that the codec allows.
+The codec either refuses a pickle, whose row then stays in its table, or builds objects of allowed classes only.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from eric_sse_sql import Database, PickleCodec, SqlQueue, SqlStorageEngine
 from eric_sse_sql.pickles.signature import SIGNATURE_MARK
 
 CODEC = PickleCodec(allow=[application.Colour, application.Point, application.Pixel])
-PLACE = "kv_entries/kv/key"
+CONTEXT = "kv_entries/kv/key"
 CANARY = Path(tempfile.gettempdir()) / f"eric_sse_sql_canary_{os.getpid()}"
 SHELL = f"touch {CANARY}"
 PYTHON = f"open({str(CANARY)!r}, 'w')"
@@ -46,12 +46,12 @@ def string(value: str) -> bytes:
 
 
 def named(module: str, name: str) -> bytes:
-    """Put what has that name on the stack."""
+    """Push the global with that name."""
     return string(module) + string(name) + b"\x93"
 
 
 def call(function: bytes, *arguments: bytes | str) -> bytes:
-    """Put what a call returns on the stack."""
+    """Push the result of a call."""
     return function + b"(" + b"".join(string(each) if isinstance(each, str) else each for each in arguments) + b"tR"
 
 
@@ -76,8 +76,8 @@ def set_up(*arguments: bytes | str) -> bytes:
 
 
 def across_a_frame(head: bytes, tail: bytes, skipped: int) -> bytes:
-    """A pickle with an opcode that a frame ends in the middle of. The unpickler reads all of its argument behind the
-    frame, so that it then is some bytes further on: inside of a text that holds other opcodes."""
+    """A pickle with an opcode that extends over the end of its frame. The unpickler reads the whole argument after the
+    frame, and so continues some bytes further on: inside a text that contains other opcodes."""
     inside = MESSAGE + b"0" + head
     hidden = b"q" * skipped + ORDER + SLOTS + b"b0"
     return pickled(b"\x95", len(inside).to_bytes(8, "little"), inside, tail, b"C%c" % len(hidden), hidden, b"0N")
@@ -95,7 +95,7 @@ DATABASE = call(mark("_Reference"))
 STATE = b"}" + string("_type") + string("changed") + b"s"
 SLOTS = b"N" + STATE + b"\x86"
 
-# What is not to be called: module, name, arguments.
+# Callables that must not be called: module, name, arguments.
 FORBIDDEN: list[tuple[str, str, tuple[bytes | str, ...]]] = [
     ("os", "system", (SHELL,)),
     ("posix", "system", (SHELL,)),
@@ -172,7 +172,7 @@ FORBIDDEN: list[tuple[str, str, tuple[bytes | str, ...]]] = [
     ("application", "Message", ("x",)),
 ]
 
-# Pickles that need no name, that give an allowed one the wrong thing, or that are broken.
+# Pickles without a global, with wrong arguments for an allowed class, or damaged.
 CRAFTED: dict[str, bytes] = {
     # opcodes that this package never writes
     "the extension registry, 1 byte": pickled(b"\x82\x01"),
@@ -321,7 +321,7 @@ for module, name, arguments in FORBIDDEN:
         f"{module} {name}, as a new object": pickled(named(module, name) + b"(" + values + b"t\x81"),
     }
 
-# Odd, but made of what is allowed.
+# Odd pickles that build allowed classes only.
 HARMLESS: dict[str, bytes] = {
     "a class": pickled(ORDER),
     "a mark": pickled(mark("_Construct")),
@@ -336,7 +336,7 @@ HARMLESS: dict[str, bytes] = {
 }
 
 
-# Good pickles with errors in them
+# Mutated pickles
 
 
 def good_values(database: Database) -> list[Any]:
@@ -358,15 +358,15 @@ def in_bytes(blob: bytes) -> list[bytes]:
 
 
 def in_opcodes(blob: bytes) -> list[bytes]:
-    """The opcodes with their arguments, but for the frame, whose length would show that one is missing."""
+    """The opcodes with their arguments, without FRAME, whose size would reveal that an opcode is missing."""
     starts = [at for _, _, at in pickletools.genops(blob)]
     return [blob[at:end] for at, end in zip(starts, [*starts[1:], None], strict=True) if blob[at] != 0x95]
 
 
 def mutations(count: int) -> Iterator[bytes]:
-    """Good pickles with one to four errors in each, every other time errors of whole opcodes."""
+    """Valid pickles with one to four mutations each, in turn of bytes and of whole opcodes."""
     rng = random.Random(2_000)
-    good = [CODEC.encode(value, PLACE) for value in good_values(Database("sqlite://"))]
+    good = [CODEC.encode(value, CONTEXT) for value in good_values(Database("sqlite://"))]
     for n in range(count):
         split = (in_bytes, in_opcodes)[n % 2]
         parts, others = split(rng.choice(good)), split(rng.choice(good))
@@ -386,7 +386,7 @@ def mutations(count: int) -> Iterator[bytes]:
         yield b"".join(parts)
 
 
-# What must not happen
+# Effects that must not happen
 
 
 CLASSES = {
@@ -399,7 +399,7 @@ CLASSES = {
 
 
 def attributes() -> dict[object, dict[str, Any]]:
-    """All that a pickle might change: the attributes of classes, and of the members of an enumeration."""
+    """State that a pickle might change: the attributes of classes and of the members of an enumeration."""
     return {
         each: {name: value for name, value in vars(each).items() if name != "__slotnames__"}  # set when one is written
         for each in (*CLASSES, *application.Colour)
@@ -408,7 +408,7 @@ def attributes() -> dict[object, dict[str, Any]]:
 
 @pytest.fixture(autouse=True)
 def nothing_happens() -> Iterator[None]:
-    """No payload ran, nothing was changed, no module was imported."""
+    """Assert that no payload ran, no class was changed and no module was imported."""
     before = attributes()
     yield
     assert not CANARY.exists()
@@ -421,13 +421,13 @@ MADE_BY_OPCODES = {type(None), str, bytes, bytearray}
 
 
 def check_classes(value: Any) -> None:
-    """Fail if there is an object in a value whose class the codec does not allow."""
+    """Fail if a value contains an object of a class that the codec does not allow."""
     seen, todo = {id(value): value}, [value]
     while todo:
         each = todo.pop()
         cls = each if isinstance(each, type) else type(each)
         if isinstance(each, Database) or getattr(each, "__qualname__", "").endswith("<lambda>"):
-            continue  # what loads it, and what a constructor of the application put there
+            continue  # the loading database, and a lambda set by a constructor of the application
         assert not isinstance(each, ModuleType)
         if cls not in MADE_BY_OPCODES:
             CODEC.allow_list.check(cls)
@@ -437,7 +437,7 @@ def check_classes(value: Any) -> None:
 
 
 def is_refused(read: Callable[[], Any]) -> bool:
-    """Whether a value is refused. Fail if it is neither refused nor made of what is allowed."""
+    """Whether a value is refused. Fail if it is read and contains an object of a class that is not allowed."""
     try:
         value = read()
     except RepositoryError:
@@ -456,27 +456,27 @@ def test_there_are_many_crafted_pickles() -> None:
 @pytest.mark.parametrize("name", CRAFTED)
 def test_a_crafted_pickle_is_refused(name: str) -> None:
     with Database("sqlite://") as database, pytest.raises(RepositoryError):
-        CODEC.decode(CRAFTED[name], PLACE, database)
+        CODEC.decode(CRAFTED[name], CONTEXT, database)
 
 
 @pytest.mark.parametrize("name", HARMLESS)
-def test_an_odd_pickle_is_made_of_what_is_allowed(name: str) -> None:
-    assert not is_refused(partial(CODEC.decode, HARMLESS[name], PLACE))
+def test_an_odd_but_harmless_pickle_builds_allowed_classes_only(name: str) -> None:
+    assert not is_refused(partial(CODEC.decode, HARMLESS[name], CONTEXT))
 
 
-def test_two_thousand_pickles_with_errors_are_refused_or_made_of_what_is_allowed() -> None:
+def test_two_thousand_mutated_pickles_are_refused_or_build_allowed_classes_only() -> None:
     with Database("sqlite://") as database:
-        refused = sum(is_refused(partial(CODEC.decode, blob, PLACE, database)) for blob in mutations(2_000))
+        refused = sum(is_refused(partial(CODEC.decode, blob, CONTEXT, database)) for blob in mutations(2_000))
     assert 1_000 < refused < 2_000
 
 
-def test_good_pickles_are_read() -> None:
+def test_unmodified_pickles_are_decoded() -> None:
     with Database("sqlite://") as database:
         for value in good_values(database):
-            assert not is_refused(partial(CODEC.decode, CODEC.encode(value, PLACE), PLACE, database))
+            assert not is_refused(partial(CODEC.decode, CODEC.encode(value, CONTEXT), CONTEXT, database))
 
 
-def test_hostile_entries_and_messages_stay_where_they_are(database: Database) -> None:
+def test_refused_entries_and_messages_stay_in_their_tables(database: Database) -> None:
     database.codec = CODEC
     blobs = {f"{n}": blob for n, blob in enumerate([*CRAFTED.values(), *mutations(2_000)])}
     rows = [{"id": name, "key": f"kv/{name}", "blob": blob} for name, blob in blobs.items()]
@@ -497,7 +497,7 @@ def test_hostile_entries_and_messages_stay_where_they_are(database: Database) ->
         assert set(connection.scalars(text("SELECT queue_id FROM sse_messages"))) == refused
 
 
-def test_a_hostile_entry_stops_an_iteration_with_an_error(database: Database) -> None:
+def test_a_hostile_entry_ends_an_iteration_with_an_error(database: Database) -> None:
     storage = SqlStorageEngine(database)
     storage.upsert("a", 1)
     storage.upsert("b", 2)
@@ -510,7 +510,7 @@ def test_a_hostile_entry_stops_an_iteration_with_an_error(database: Database) ->
         next(values)
 
 
-def test_crafted_pickles_take_little_memory() -> None:
+def test_crafted_pickles_use_little_memory() -> None:
     pytest.importorskip("resource")
     program = """if True:
         import resource, sys
@@ -525,7 +525,7 @@ def test_crafted_pickles_take_little_memory() -> None:
         resource.setrlimit(resource.RLIMIT_CPU, (60, 60))
         for blob in hostile.CRAFTED.values():
             try:
-                hostile.CODEC.decode(blob, "place")
+                hostile.CODEC.decode(blob, hostile.CONTEXT)
             except RepositoryError as error:
                 assert not isinstance(error.__cause__, MemoryError), blob
         print(peak() - before)
