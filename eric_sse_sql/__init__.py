@@ -28,7 +28,8 @@ __all__ = [
 ]
 
 if TYPE_CHECKING or not ERIC_SSE_2_0:
-    from eric_sse_sql.channels import AbstractSqlChannelRepository, SqlSSEChannel, SqlSSEChannelRepository
+    from eric_sse_sql.channels import SqlSSEChannel
+    from eric_sse_sql.repositories.eric_sse_21 import AbstractSqlChannelRepository, SqlSSEChannelRepository
 
     __all__ += ["AbstractSqlChannelRepository", "SqlSSEChannel", "SqlSSEChannelRepository"]
 else:

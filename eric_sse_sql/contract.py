@@ -188,7 +188,17 @@ def identify(connection: Connection) -> str:
     return connection.id
 
 
-def connection_registry(channel: AbstractChannel) -> Any:
+def stored_ids(channel: AbstractChannel) -> set[str]:
+    """The ids of the connections that may be stored for a channel object: it was loaded or persisted with them."""
+    return getattr(_registry(channel), "eric_sse_sql_stored_ids", set())
+
+
+def set_stored_ids(channel: AbstractChannel, ids: set[str]) -> None:
+    """Remember the ids of the connections that may be stored for a channel object."""
+    _registry(channel).eric_sse_sql_stored_ids = ids  # not on the channel, which may be pickled with its attributes
+
+
+def _registry(channel: AbstractChannel) -> Any:
     """The object that holds a channel's listeners and queues. eric-sse has no public name for it."""
     return cast(Any, channel)._AbstractChannel__connection_manager
 

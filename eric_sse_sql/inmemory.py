@@ -1,7 +1,7 @@
-"""The seed's four in-memory classes, each on a SQLite database of its own in memory.
+"""The in-memory classes of eric-sse 2.0, each on a SQLite database of its own in memory.
 
-They are what the repositories over a file or a server are: objects are stored as copies, and what can't be stored there
-is refused here too. The tables are made at once. Nobody else can write to them, so every class may be in them.
+They behave as the repositories on a file or a server: objects are stored as copies, and an object that can't be stored
+there is refused here too. The tables are made at once. No other program can write to them, so every class is allowed.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from eric_sse.queues import Queue
 from eric_sse_sql.codec import PickleCodec
 from eric_sse_sql.database import Database
 from eric_sse_sql.models import Base
-from eric_sse_sql.relations import parts_of
 from eric_sse_sql.repositories import ChannelRepository, ConnectionRepository, QueueRepository
+from eric_sse_sql.repositories.store import record_of
 from eric_sse_sql.storage import SqlStorageEngine
 
 __all__ = [
@@ -50,7 +50,7 @@ class InMemoryConnectionRepository(ConnectionRepository):
     def __init__(self, connections: dict[str, Connection] | None = None) -> None:
         super().__init__(InMemoryStorage())
         for connection_id, connection in (connections or {}).items():
-            self._relations.persist_connection(connection_id, parts_of(connection), None)
+            self._store.persist_connection(connection_id, record_of(connection), None)
 
 
 class InMemoryChannelRepository(ChannelRepository):

@@ -1,11 +1,13 @@
-"""``SqlQueue`` and ``BlockingSqlQueue``: queues whose messages live in ``sse_messages``."""
+"""``SqlQueue`` and ``BlockingSqlQueue``: queues whose messages are in ``sse_messages``."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from operator import itemgetter
+from datetime import timedelta
+from operator import attrgetter
 from typing import Any, TypeVar
 
 from eric_sse.connection import Connection
@@ -14,19 +16,19 @@ from eric_sse.listener import MessageQueueListener
 from eric_sse.message import MessageContract
 from eric_sse.queues import Queue
 
-from eric_sse_sql import message_statements as sql
 from eric_sse_sql.codec import class_path
 from eric_sse_sql.contract import ConnectionsFactory, PersistableQueue, make_connection
 from eric_sse_sql.database import Database
 from eric_sse_sql.errors import repository_errors
-from eric_sse_sql.gates import Gate
+from eric_sse_sql.execution.statement import Row, Statement
 from eric_sse_sql.keys import new_id, validate_key
-from eric_sse_sql.models import MessageRow
-from eric_sse_sql.statements import Row, Statement
-from eric_sse_sql.wakeups import FALLBACK_SECONDS
+from eric_sse_sql.sql import messages
+from eric_sse_sql.sql.messages import LeasedMessage, TakenMessage
+from eric_sse_sql.wakeups.queue_watch import QueueWatch
+from eric_sse_sql.wakeups.watcher import FALLBACK_SECONDS
 
 MAX_TYPE_CHARACTERS = 255
-PLACE = f"{MessageRow.__tablename__}/"
+MAX_LEASE_SECONDS = timedelta(days=365).total_seconds()
 
 Taken = TypeVar("Taken")
 
@@ -56,15 +58,14 @@ class Delivery(MessageContract):
 class SqlQueue(PersistableQueue):
     """A queue of messages in the database, for any number of producers and consumers in any processes.
 
-    First in, first out for each producer: the order is that of the numbers which the database gives out, and of two
-    producers at once either may get the lower one. No consumer waits for another on Postgres; on SQLite there is one
-    writer at a time.
+    First in, first out for each producer: the database numbers the messages, and of two concurrent pushes either may
+    get the lower number. On Postgres no consumer waits for another; on SQLite there is one writer at a time.
 
-    :meth:`pop` delivers at most once: who takes a message and then dies has lost it. :meth:`receive` delivers at least
-    once: a message stays until its consumer has done with it.
+    :meth:`pop` delivers at most once: a consumer that dies after it has lost the message. :meth:`receive` delivers at
+    least once: a message stays in the queue until its consumer has finished.
 
-    A queue may be used before its connection is persisted, and is persistable itself: what is stored is its id, and it
-    comes back on the database that loads it.
+    A queue may be used before its connection is persisted, and is persistable itself: its id is stored, and it comes
+    back on the database that loads it.
 
     :param database: where the messages are
     :param queue_id: its id, by which every process finds the same messages; by default a new one
@@ -75,13 +76,37 @@ class SqlQueue(PersistableQueue):
         super().__init__()
         self._database = database
         self._queue_id = new_id() if queue_id is None else validate_key("a queue id", queue_id)
-        self._gate: Gate | None = None
-        self._empty_at: int | None = None  # the version of the gate at which it was found empty
+        self._watch: QueueWatch | None = None
+        self._empty_version: int | None = None  # the version of the watch at which the queue was found empty
 
     @property
     def id(self) -> str:
         """The queue's own id."""
         return self._queue_id
+
+    @property
+    def database(self) -> Database:
+        """Where the messages are."""
+        return self._database
+
+    @property
+    def watch(self) -> QueueWatch:
+        """What this process knows of the queue."""
+        if self._watch is None:
+            self._watch = self._database.watcher.watch(self._queue_id)
+        return self._watch
+
+    @property
+    def is_known_empty(self) -> bool:
+        """Whether the next :meth:`pop` would raise ``NoMessagesException`` without a statement.
+
+        Only where the messages of other processes are noticed; and not in a transaction, whose messages are not.
+        """
+        return (
+            self._empty_version == self.watch.version
+            and self._database.watcher.is_trusted
+            and not self._database.in_transaction()
+        )
 
     def push(self, message: MessageContract) -> None:
         """Add a message at the end. One statement.
@@ -90,76 +115,59 @@ class SqlQueue(PersistableQueue):
         """
         row = self._row(message)
         with repository_errors("the message can't be pushed"):
-            self._database.publish(sql.PUSH, [self._queue_id], **row)
+            self._database.publisher.publish(messages.PUSH, [self._queue_id], **row)
 
-    def push_many(self, messages: Iterable[MessageContract]) -> None:
+    def push_many(self, many: Iterable[MessageContract]) -> None:
         """Add messages at the end, in their order: all or none. One statement.
 
         :raises RepositoryError: when one of them can't be stored, or could not be read back
         """
-        rows = [self._row(message) for message in messages]
+        rows = [self._row(message) for message in many]
         with repository_errors("the messages can't be pushed"), self._database.transaction():
-            self._database.publish_many(sql.PUSH_ROWS, [self._queue_id], rows)
+            self._database.publisher.publish_many(messages.PUSH_MANY, [self._queue_id], rows)
 
     def pop(self) -> MessageContract:
-        """Take the first message for good. One statement; none where the queue is known to be empty.
+        """Remove the first message and return it. One statement; none where the queue is known to be empty.
 
         :raises NoMessagesException: when there is none that another consumer is not taking
         :raises RepositoryError: when it can't be read; then it goes back to its place
         """
         with repository_errors("the message can't be popped"):
-            row = self._first(sql.POP)
+            row = TakenMessage._make(self._first(messages.POP))
             try:
-                return self.decoded(row)
+                return self.decoded(row.message)
             except BaseException:
-                self.give_back([row])
+                self.put_back([row])
                 raise
 
-    def take(self, most: int) -> list[Row]:
-        """Take the first messages for good, as rows that are not read yet. One statement.
+    def take(self, most: int) -> list[TakenMessage]:
+        """Remove the first messages and return their rows, in order, without decoding them. One statement.
 
         :raises RepositoryError: for any fault of the database
         """
         with repository_errors("the messages can't be taken"):
-            rows = self._database.run(sql.TAKE, queue=self._queue_id, count=most)
-        return sorted(rows, key=itemgetter(3))  # by their numbers
+            rows = self._database.executor.run(messages.TAKE, queue_id=self._queue_id, count=most)
+        return sorted(map(TakenMessage._make, rows), key=attrgetter("id"))
 
-    def give_back(self, rows: Iterable[Row]) -> None:
-        """Put messages that were taken, and not delivered, back to their places; those that are back already, for an
-        answer that was lost, stay. One statement."""
-        given = [dict(zip(sql.WHOLE_ROW.values(), row, strict=True)) for row in rows]
-        if given:
-            with repository_errors("the messages can't be given back"), self._database.transaction():
-                self._database.publish_many(sql.RESTORE, [self._queue_id], given)
+    def put_back(self, rows: Iterable[TakenMessage]) -> None:
+        """Put messages that were taken, and not delivered, back to their places. One statement.
 
-    def decoded(self, row: Row) -> MessageContract:
-        """The message in a row that was taken.
-
-        :raises RepositoryError: when it can't be read
+        It may be repeated: a message that is back already stays once.
         """
-        return self.decoded_blob(row[2])
-
-    @property
-    def database(self) -> Database:
-        """Where the messages are."""
-        return self._database
-
-    @property
-    def gate(self) -> Gate:
-        """What this process knows of the queue."""
-        if self._gate is None:
-            self._gate = self._database.wakeups.gate(self._queue_id)
-        return self._gate
+        taken = [row._asdict() for row in rows]
+        if taken:
+            with repository_errors("the messages can't be put back"), self._database.transaction():
+                self._database.publisher.publish_many(messages.PUT_BACK, [self._queue_id], taken)
 
     @contextmanager
     def receive(self, lease: float = 30.0) -> Iterator[Delivery]:
         """A context manager: takes the first message on a lease, and acknowledges it when the block ends.
 
-        Until then nobody else gets it. When the block raises, it is back in the queue at its old place; when the
+        Until then no other consumer gets it. When the block raises, it is back in the queue at its old place; when the
         process dies, as soon as the lease has expired, on the clock of the database. A statement each for the lease
         and the acknowledgement.
 
-        :param lease: how long the block may take, in seconds
+        :param lease: how long the block may take, in seconds: more than 0, at most a year
         :raises NoMessagesException: when there is none that another consumer has not taken
         :raises RepositoryError: when it can't be read, and is back in the queue; or when the lease had expired before
             the block ended: then the message is not acknowledged, and another consumer may have it
@@ -168,77 +176,74 @@ class SqlQueue(PersistableQueue):
             yield delivery
 
     def clear(self) -> None:
-        """Delete all messages, those that are leased too. One statement."""
+        """Delete all messages, leased ones too. One statement."""
         with repository_errors("the queue can't be cleared"):
-            self._database.run(sql.CLEAR, queue=self._queue_id)
+            self._database.executor.run(messages.CLEAR, queue_id=self._queue_id)
 
     def __len__(self) -> int:
         """How many messages wait, without those that are leased. One statement, which counts them."""
         with repository_errors("the messages can't be counted"):
-            count: int = self._database.run(sql.DEPTH, queue=self._queue_id)[0][0]
-            return count
+            ((count,),) = self._database.executor.run(messages.DEPTH, queue_id=self._queue_id)
+        return int(count)
 
     def __bool__(self) -> bool:
-        """True: an empty queue is a queue, and asking for it costs no statement."""
+        """True: an empty queue is a queue, and the answer costs no statement."""
         return True
 
-    def _lease(self, seconds: float) -> Row:
-        if not seconds > 0:
-            raise RepositoryError("a lease must be longer than 0 seconds") from ValueError(seconds)
+    def decoded(self, blob: bytes) -> MessageContract:
+        """The message in a blob of the queue.
+
+        :raises RepositoryError: when it can't be read
+        """
+        message: MessageContract = self._database.codec.decode(blob, self.context, self._database)
+        return message
+
+    @property
+    def context(self) -> str:
+        """The context of the signatures of the queue's messages."""
+        return messages.CONTEXT + self._queue_id
+
+    def _lease(self, seconds: float) -> LeasedMessage:
+        _check_lease(seconds)
         with repository_errors("the message can't be received"):
-            return self._first(sql.LEASE, lease=self._database.dialect.seconds_value(seconds))
+            lease = self._database.executor.dialect.seconds_value(seconds)
+            return LeasedMessage._make(self._first(messages.LEASE, lease=lease))
 
     def _first(self, statement: Statement, **parameters: Any) -> Row:
-        """The row of the first message, unless the queue is known to be empty.
-
-        That is known only where others' messages would be noticed, and what is written in a transaction is not counted.
-        """
-        database, gate, known = self._database, self.gate, self._empty_at
-        if known == gate.version and database.wakeups.are_on and not database.in_transaction():
+        """The row of the first message, unless the queue is known to be empty."""
+        database, watch, known = self._database, self.watch, self._empty_version
+        if known == watch.version and self.is_known_empty:
             raise NoMessagesException
-        version = gate.watch()
-        rows = database.run(statement, queue=self._queue_id, **parameters)
+        version = watch.arm()
+        rows = database.executor.run(statement, queue_id=self._queue_id, **parameters)
         if rows:
-            self._empty_at = None
+            self._empty_version = None
             return rows[0]
         if not database.in_transaction():
-            if known is not None:  # twice: somebody will ask again and again
-                database.wakeups.start()
-            self._empty_at = version
+            if known is not None:  # empty twice: the caller asks again and again
+                database.watcher.start()
+            self._empty_version = version
         raise NoMessagesException
 
     @contextmanager
-    def _delivered(self, leased: Row, lease: float) -> Iterator[Delivery]:
-        message_id, blob, count = leased
-        held = {"id": message_id, "deliveries": count}
+    def _delivered(self, leased: LeasedMessage, lease: float) -> Iterator[Delivery]:
+        held = {"id": leased.id, "delivery_count": leased.delivery_count}
         try:
-            yield Delivery(self.decoded_blob(blob), count)
+            yield Delivery(self.decoded(leased.message), leased.delivery_count)
         except BaseException:
-            with suppress(RepositoryError), repository_errors("the message can't be given back"):
-                self._database.publish(sql.RELEASE, [self._queue_id], **held)  # or else the lease expires
+            with suppress(RepositoryError), repository_errors("the message can't be released"):
+                self._database.publisher.publish(messages.RELEASE, [self._queue_id], **held)  # or the lease expires
             raise
         with repository_errors("the message can't be acknowledged"):
-            if not self._database.run(sql.ACKNOWLEDGE, **held):
+            if not self._database.executor.run(messages.ACKNOWLEDGE, **held):
                 raise RepositoryError(
                     f"the lease of {lease:g} seconds had expired before the message was acknowledged, so that it is "
                     "delivered once more; ask for a longer lease"
                 )
 
     def _row(self, message: MessageContract) -> dict[str, Any]:
-        blob = self._database.codec.encode(message, self._place, self._database)
-        return {"queue": self._queue_id, "kind": _type_of(message), "blob": blob}
-
-    def decoded_blob(self, blob: bytes) -> MessageContract:
-        """The message in a blob of the queue.
-
-        :raises RepositoryError: when it can't be read
-        """
-        message: MessageContract = self._database.codec.decode(blob, self._place, self._database)
-        return message
-
-    @property
-    def _place(self) -> str:
-        return PLACE + self._queue_id
+        blob = self._database.codec.encode(message, self.context, self._database)
+        return {"queue_id": self._queue_id, "message_type": _type_of(message), "message": blob}
 
     @property
     def kv_key(self) -> str:
@@ -256,7 +261,7 @@ class SqlQueue(PersistableQueue):
         return {}
 
     def kv_setup_by_dict(self, setup: dict[str, Any]) -> None:
-        """Nothing is left to do."""
+        """The constructor has done all."""
 
 
 class BlockingSqlQueue(SqlQueue):
@@ -267,7 +272,7 @@ class BlockingSqlQueue(SqlQueue):
     """
 
     def pop(self, timeout: float | None = None) -> MessageContract:
-        """Take the first message for good, as soon as there is one.
+        """Remove the first message and return it, as soon as there is one.
 
         :param timeout: how long to wait, in seconds; by default without end
         :raises NoMessagesException: when there was none in all that time
@@ -279,30 +284,30 @@ class BlockingSqlQueue(SqlQueue):
     def receive(self, lease: float = 30.0, timeout: float | None = None) -> Iterator[Delivery]:
         """As :meth:`SqlQueue.receive`, as soon as there is a message.
 
-        :param lease: how long the block may take, in seconds
+        :param lease: how long the block may take, in seconds: more than 0, at most a year
         :param timeout: how long to wait for a message, in seconds; by default without end
         """
         with self._delivered(self._awaited(lambda: self._lease(lease), timeout), lease) as delivery:
             yield delivery
 
     def _awaited(self, take: Callable[[], Taken], timeout: float | None) -> Taken:
-        give_up = None if timeout is None else time.monotonic() + timeout
+        give_up = None if timeout is None else time.monotonic() + _checked_timeout(timeout)
         while True:
             self._database.check_open()
-            version = self.gate.watch()
+            version = self.watch.arm()
             try:
                 return take()
-            except NoMessagesException:
+            except NoMessagesException as error:
                 if self._database.in_transaction():
                     raise RepositoryError(
                         "the queue is empty, and a blocking queue can't wait inside a transaction; take messages "
                         "outside of it, or use SqlQueue"
-                    ) from None
+                    ) from error
                 left = FALLBACK_SECONDS if give_up is None else give_up - time.monotonic()
                 if left <= 0:
                     raise
-            self._database.wakeups.start()
-            self.gate.wait(version, min(left, FALLBACK_SECONDS))
+            self._database.watcher.start()
+            self.watch.wait_for_change(version, min(left, FALLBACK_SECONDS))
 
 
 class SqlConnectionsFactory(ConnectionsFactory):
@@ -331,13 +336,13 @@ def broadcast(message: MessageContract, queues: Iterable[Queue]) -> None:
 
     :raises RepositoryError: when the message can't be stored; no queue of that database has it then
     """
-    together: dict[Database, list[SqlQueue]] = {}
+    by_database: dict[Database, list[SqlQueue]] = {}
     for queue in queues:
         if isinstance(queue, SqlQueue) and type(queue).push is SqlQueue.push:
-            together.setdefault(queue._database, []).append(queue)
+            by_database.setdefault(queue.database, []).append(queue)
         else:
             queue.push(message)
-    for database, group in together.items():
+    for database, group in by_database.items():
         _push_to_all(database, group, message)
 
 
@@ -346,12 +351,31 @@ def _push_to_all(database: Database, queues: Sequence[SqlQueue], message: Messag
     pickled = codec.pickled(message, database)
     with repository_errors("the message can't be broadcast"):
         if codec.signs:
-            rows = [{"queue": queue.id, "kind": kind, "blob": codec.sign(pickled, queue._place)} for queue in queues]
+            rows = [
+                {"queue_id": queue.id, "message_type": kind, "message": codec.sign(pickled, queue.context)}
+                for queue in queues
+            ]
             with database.transaction():
-                database.publish_many(sql.PUSH_ROWS, ids, rows)
+                database.publisher.publish_many(messages.PUSH_MANY, ids, rows)
         else:
-            blob = codec.sign(pickled, queues[0]._place)
-            database.publish(sql.PUSH_TO_ALL, ids, queues=database.dialect.list_value(ids), kind=kind, blob=blob)
+            blob = codec.sign(pickled, queues[0].context)
+            queue_ids = database.executor.dialect.list_value(ids)
+            database.publisher.publish(messages.PUSH_TO_ALL, ids, queue_ids=queue_ids, message_type=kind, message=blob)
+
+
+def _check_lease(seconds: float) -> None:
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
+        raise RepositoryError("a lease must be a number of seconds") from TypeError(type(seconds).__name__)
+    if not 0 < seconds <= MAX_LEASE_SECONDS:
+        raise RepositoryError(
+            f"a lease must be longer than 0 seconds and at most a year ({MAX_LEASE_SECONDS:,.0f} seconds)"
+        ) from ValueError(seconds)
+
+
+def _checked_timeout(seconds: float) -> float:
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or math.isnan(seconds):
+        raise RepositoryError("a timeout must be a number of seconds, or None") from TypeError(type(seconds).__name__)
+    return seconds
 
 
 def _type_of(message: MessageContract) -> str:

@@ -115,8 +115,7 @@ def alembic(*arguments: str, folder: Path = REPOSITORY, fails: bool = False, **e
 
 def connections_in_use(database: Database) -> int:
     """How many connections of the pool are in use, without the one that the package keeps at hand."""
-    if database._shortcut is not None:
-        database._shortcut.release()
+    database.executor.release()
     return cast(QueuePool, database.engine.pool).checkedout()
 
 

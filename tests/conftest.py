@@ -94,9 +94,8 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Databas
         if request.param == "sqlite-memory":
             made.upgrade()
         yield made
-        made.wakeups.close()  # whose thread may be looking
-        if made._announcer is not None:  # whose thread may be notifying
-            made._announcer.close()
+        made.watcher.close()  # whose thread may be looking
+        made.publisher.close()  # whose thread may be notifying
         assert connections_in_use(made) == 0, "a connection leaked"
 
 

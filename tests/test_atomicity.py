@@ -39,8 +39,7 @@ class Failing:
 
     def __init__(self, database: Database) -> None:
         self.left = 0
-        if database._announcer is not None:
-            database._announcer.close()  # whose thread would make calls of its own
+        database.publisher.close()  # whose thread would make calls of its own
         event.listen(database.engine, "before_cursor_execute", self.count)
         event.listen(database.engine, "commit", self.count)
 

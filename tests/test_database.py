@@ -22,8 +22,9 @@ from sqlalchemy import URL, Engine, QueuePool, create_engine, event, text
 from sqlalchemy.exc import TimeoutError
 from workers import fork, forking
 
-from eric_sse_sql import Database, QueueRepository, SqlQueue, SqlStorageEngine, engines
+from eric_sse_sql import Database, QueueRepository, SqlQueue, SqlStorageEngine
 from eric_sse_sql.contract import ItemNotFound
+from eric_sse_sql.execution import sqlite
 
 
 class Boom(Exception):
@@ -134,10 +135,8 @@ def test_statements_take_the_same_way_whether_somebody_listens_or_not(database: 
     storage, queue = SqlStorageEngine(database), SqlQueue(database)
     storage.upsert("a", 1)
     queue.push(Message("m", 1))
-    assert database._shortcut.is_open()
     seen: list[str] = []
     event.listen(database.engine, "before_cursor_execute", lambda *args: seen.append(args[2]))
-    assert not database._shortcut.is_open()
     assert storage.fetch_one("a") == 1
     assert queue.pop().payload == 1
     storage.delete("a")
@@ -295,7 +294,6 @@ def test_an_engine_of_the_application_is_used_and_left_as_it_is(application_engi
             storage.upsert("a", 3)
     with Database(application_engine.url) as other:
         assert list(SqlStorageEngine(other).fetch_all()) == [3, 1]
-    assert database._shortcut is None
     database.close()
     assert settings() == before
     with application_engine.connect() as connection:  # closing the Database does not close the engine
@@ -355,7 +353,7 @@ def test_a_pool_without_free_connection_is_an_error_that_says_so(tmp_path: Path)
 def test_a_thread_does_not_wait_for_ever_for_the_one_connection_of_a_database_in_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(engines, "BUSY_SECONDS", 0.05)
+    monkeypatch.setattr(sqlite, "BUSY_SECONDS", 0.05)
     with Database("sqlite://") as database, ThreadPoolExecutor(1) as thread:
         database.upgrade()
         storage = SqlStorageEngine(database)

@@ -81,8 +81,8 @@ def test_messages_that_are_given_back_twice_are_there_once(database: Database) -
     queue = SqlQueue(database)
     queue.push_many(Message("m", n) for n in range(4))
     taken = queue.take(3)
-    queue.give_back(taken[:2])
-    queue.give_back(taken)  # as after a commit whose answer was lost
+    queue.put_back(taken[:2])
+    queue.put_back(taken)  # as after a commit whose answer was lost
     assert [queue.pop().payload for _ in range(len(queue))] == [0, 1, 2, 3]
 
 
@@ -229,7 +229,8 @@ def test_a_lease_that_has_expired_can_not_acknowledge(database: Database) -> Non
 def test_a_message_of_a_dead_consumer_comes_back_when_its_lease_has_expired(database: Database) -> None:
     queue = SqlQueue(database)
     queue.push_many([Message("n", 0), Message("n", 1)])
-    queue._lease(0.2)  # and no more: its process has died
+    leased = queue.receive(0.2)
+    leased.__enter__()  # and no more: its process has died
     assert queue.pop().payload == 1
     waited = BlockingSqlQueue(database, queue.id).receive(timeout=30)
     with waited as delivery:

@@ -275,6 +275,6 @@ def test_a_failed_delivery_is_not_half_written(feed: Feed, database: Database) -
 
 
 async def _fetch(feed: Feed) -> None:
-    from eric_sse_sql.replay import Replay
+    from eric_sse_sql.streams.replay import Replay
 
     await asyncio.to_thread(Replay(feed.queue, 60, None).fetch)

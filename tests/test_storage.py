@@ -14,8 +14,9 @@ from eric_sse.exception import RepositoryError
 from sqlalchemy import URL, text
 
 from eric_sse_sql import Database, SqlStorageEngine
-from eric_sse_sql.statements import Statement
-from eric_sse_sql.storage import FIRST_PAGE, FIRST_PAGE_ROWS, NEXT_PAGE
+from eric_sse_sql.execution.statement import Statement
+from eric_sse_sql.sql.entries import FIRST_PAGE, NEXT_PAGE
+from eric_sse_sql.storage import FIRST_PAGE_ROWS
 
 Record = Callable[[Database], Statements]
 
@@ -104,7 +105,7 @@ def test_a_prefix_is_an_index_search(database: Database, statement: Statement) -
     with database.transaction():
         for n in range(2_000):
             storage.upsert(f"{n:05}", n)
-    compiled = statement.compile(database.engine, None)
+    compiled = database.executor.compile(statement)
     sql, values = compiled.sql, compiled.values({"start": "kv/01", "end": "kv/02", "count": 100})
     with database.engine.begin() as connection:
         if database.engine.dialect.name == "postgresql":

@@ -20,8 +20,9 @@ from eric_sse.message import Message, MessageContract
 from sqlalchemy import URL, text
 from workers import fork, forking
 
-from eric_sse_sql import BlockingSqlQueue, Database, SqlQueue, streams
+from eric_sse_sql import BlockingSqlQueue, Database, SqlQueue
 from eric_sse_sql.contract import ERIC_SSE_2_0, make_connection, register
+from eric_sse_sql.streams import source
 
 if ERIC_SSE_2_0:
     pytest.skip("eric-sse 2.0 has no such channel", allow_module_level=True)
@@ -419,7 +420,7 @@ def test_a_consumer_that_goes_away_in_an_outage_loses_nothing(database: Database
 def test_messages_that_can_not_be_given_back_in_time_are_counted_in_the_log(
     database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(streams, "GIVE_BACK_SECONDS", 0.2)
+    monkeypatch.setattr(source, "PUT_BACK_SECONDS", 0.2)
     channel, listener, queue = connected(database)
     queue.push_many(Message("n", n) for n in range(10))
 
@@ -427,7 +428,7 @@ def test_messages_that_can_not_be_given_back_in_time_are_counted_in_the_log(
         stream = channel.message_stream(listener)
         assert (await anext(stream))["data"] == 0
         await asyncio.to_thread(rename, database, "sse_messages", "elsewhere")
-        with pytest.raises(RepositoryError, match="can't be given back"):
+        with pytest.raises(RepositoryError, match="can't be put back"):
             await stream.aclose()
 
     try:
@@ -435,7 +436,7 @@ def test_messages_that_can_not_be_given_back_in_time_are_counted_in_the_log(
     finally:
         rename(database, "elsewhere", "sse_messages")
     assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == [
-        "9 messages that were fetched for a stream can't be given back"
+        "9 messages that were fetched for a stream can't be put back"
     ]
 
 
@@ -445,7 +446,7 @@ def test_a_forked_child_streams_beside_its_parent(shared_url: URL) -> None:
         (of_child, child_listener, _), (of_parent, parent_listener, _) = connected(database), connected(database)
         of_parent.dispatch(parent_listener.id, Message("n", "before"))
         assert run(lambda: events(of_parent, parent_listener, 1))[0]["data"] == "before"
-        database.wakeups.start()
+        database.watcher.start()
 
         def stream() -> None:
             SqlQueue(database, "to the parent").push(Message("ready"))
@@ -471,7 +472,7 @@ def test_an_outage_of_many_streams_is_a_line_when_it_begins_and_one_when_it_ends
         await asyncio.sleep(0.3)
         await asyncio.to_thread(rename, database, "sse_messages", "elsewhere")
         for _, _, queue in connections:
-            queue.gate.open()  # each asks, and fails
+            queue.watch.bump()  # each asks, and fails
         await asyncio.sleep(1)
         await asyncio.to_thread(rename, database, "elsewhere", "sse_messages")
         for _, _, queue in connections:
@@ -480,10 +481,10 @@ def test_an_outage_of_many_streams_is_a_line_when_it_begins_and_one_when_it_ends
 
     found = run(main)
     assert [[(event["event"], event["data"]) for event in each] for each in found] == [[("error", None), ("n", 7)]] * 5
-    database.wakeups.close()  # which may be failing still
-    database.outage.ends(database.wakeups)
+    database.watcher.close()  # which may be failing still
+    database.watcher.outage.end(database.watcher)
     first, last = caplog.messages
-    assert "can't be asked" in first and "again" in last
+    assert "can't be queried" in first and "again" in last
 
 
 def test_an_outage_is_one_error_and_ends_by_itself(database: Database) -> None:

@@ -26,10 +26,11 @@ from proxy import Proxy
 from sqlalchemy import URL, make_url, text
 from workers import forking
 
-from eric_sse_sql import BlockingSqlQueue, Database, SqlQueue, signals, wakeups
-from eric_sse_sql.announcements import channel_of
-from eric_sse_sql.gates import Gate
-from eric_sse_sql.wakeups import FALLBACK_SECONDS
+from eric_sse_sql import BlockingSqlQueue, Database, SqlQueue
+from eric_sse_sql.wakeups import sources, watcher
+from eric_sse_sql.wakeups.notifier import channel_name
+from eric_sse_sql.wakeups.queue_watch import QueueWatch
+from eric_sse_sql.wakeups.watcher import FALLBACK_SECONDS
 
 Record = Callable[[Database], Statements]
 DEADLINE = 30  # seconds
@@ -41,7 +42,7 @@ def pop_until_known_empty(queue: SqlQueue) -> None:
     while time.monotonic() < give_up:
         with pytest.raises(NoMessagesException):
             queue.pop()
-        if queue._database.wakeups.are_on and queue._empty_at == queue.gate.version:
+        if queue.is_known_empty:
             return
         time.sleep(0.01)
     raise AssertionError("the wake-ups never began")
@@ -92,10 +93,10 @@ def test_a_queue_that_is_known_to_be_empty_is_asked_for_nothing(database: Databa
 def test_a_queue_is_asked_until_it_was_found_empty_twice(worker: Database, statements: Record) -> None:
     queue, seen = SqlQueue(worker), statements(worker)
     for _ in range(2):
-        assert worker.wakeups._thread is None
+        assert not worker.watcher.is_running
         with pytest.raises(NoMessagesException):
             queue.pop()
-    _wait_for(lambda: worker.wakeups.are_on)
+    _wait_for(lambda: worker.watcher.is_trusted)
     for _ in range(100):
         with pytest.raises(NoMessagesException):
             queue.pop()
@@ -130,7 +131,7 @@ def test_a_push_in_a_transaction_is_popped_by_nobody_else_before_it_is_committed
         if worker.engine.dialect.name == "postgresql":  # on SQLite, who asks waits for the one writer
             with pytest.raises(NoMessagesException):
                 queue.pop()
-        assert queue.gate.version == queue._empty_at
+        assert queue.is_known_empty
     assert pop_soon(queue) == 7
 
 
@@ -197,7 +198,8 @@ def test_a_message_that_plain_sql_inserts_is_noticed(worker: Database, producer:
 def test_a_lease_that_expires_is_noticed(worker: Database) -> None:
     queue = SqlQueue(worker)
     queue.push(Message("n", 7))
-    queue._lease(0.5)  # and no more: its process has died
+    leased = queue.receive(0.5)
+    leased.__enter__()  # and no more: its process has died
     pop_until_known_empty(queue)
     assert pop_soon(queue) == 7
 
@@ -231,27 +233,27 @@ def test_a_blocking_queue_wakes_up(worker: Database, producer: Database) -> None
 
 
 def test_a_callback_that_raises_stops_nobody_and_is_called_no_more(caplog: pytest.LogCaptureFixture) -> None:
-    gate, called = Gate("q"), list[str]()
+    watch, called = QueueWatch("q"), list[str]()
 
     def fail() -> None:
         called.append("fail")
         raise ValueError
 
-    gate.subscribe(fail)
-    gate.subscribe(lambda: called.append("go on"))
-    gate.open()
-    gate.open()
+    watch.subscribe(fail)
+    watch.subscribe(lambda: called.append("go on"))
+    watch.bump()
+    watch.bump()
     assert sorted(called) == ["fail", "go on", "go on"]
     assert len(caplog.records) == 1
 
 
 def test_queues_come_while_others_are_looked_for(worker: Database) -> None:
-    kept = [SqlQueue(worker).gate for _ in range(500)]
+    kept = [SqlQueue(worker).watch for _ in range(500)]
     is_over = threading.Event()
 
     def come_and_go() -> None:
         while not is_over.is_set():
-            worker.wakeups.gate(f"{threading.get_ident()}/{random.random()}")
+            worker.watcher.watch(f"{threading.get_ident()}/{random.random()}")
 
     threads = [threading.Thread(target=come_and_go) for _ in range(2)]
     interval = sys.getswitchinterval()
@@ -261,7 +263,7 @@ def test_queues_come_while_others_are_looked_for(worker: Database) -> None:
             thread.start()
         give_up = time.monotonic() + 1
         while time.monotonic() < give_up:
-            worker.wakeups._look_at_once()
+            worker.watcher.poll()
     finally:
         sys.setswitchinterval(interval)
         is_over.set()
@@ -275,7 +277,7 @@ def test_queues_come_while_others_are_looked_for(worker: Database) -> None:
 
 def test_closing_ends_the_thread(worker: Database) -> None:
     pop_until_known_empty(SqlQueue(worker))
-    thread = worker.wakeups._thread
+    thread = worker.watcher._thread
     assert thread is not None and thread.is_alive()
     worker.close()
     assert not thread.is_alive()
@@ -289,7 +291,7 @@ def test_a_database_that_is_dropped_leaves_no_thread(shared_url: URL) -> None:
     while pop_soon(queue) < 2:
         pass
     pop_until_known_empty(queue)
-    threads = [dropped.wakeups._thread, dropped._announcer and dropped._announcer._thread]
+    threads = [dropped.watcher._thread, dropped.publisher.throttle._thread]
     del dropped, queue
     gc.collect()
     give_up = time.monotonic() + DEADLINE
@@ -320,16 +322,16 @@ def test_a_forked_child_has_wake_ups_of_its_own(worker: Database, producer: Data
 @forking
 def test_nobody_forks_while_the_thread_is_inside_of_the_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A child would find the locks closed that SQLite has closed there, and wait for them for ever."""
-    read, inside = signals.FileVersion._read, threading.Event()
+    read, inside = sources.DataVersionPoller._read, threading.Event()
 
-    def read_slowly(itself: signals.FileVersion) -> int:
+    def read_slowly(itself: sources.DataVersionPoller) -> int:
         inside.set()
         time.sleep(0.05)
         version = read(itself)
         inside.clear()
         return version
 
-    monkeypatch.setattr(signals.FileVersion, "_read", read_slowly)
+    monkeypatch.setattr(sources.DataVersionPoller, "_read", read_slowly)
     with Database(f"sqlite:///{tmp_path / 'a.db'}") as database:
         database.upgrade()
         pop_until_known_empty(SqlQueue(database))
@@ -346,11 +348,11 @@ def test_nobody_forks_while_the_thread_is_inside_of_the_driver(tmp_path: Path, m
 def test_a_fork_waits_for_a_thread_that_hangs_for_a_second_alone(
     worker: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wakeups, "FORK_SECONDS", 0.1)
+    monkeypatch.setattr(watcher, "FORK_SECONDS", 0.1)
     pop_until_known_empty(SqlQueue(worker))
-    bell = worker.wakeups._bell
+    bell = worker.watcher._interrupt
     assert bell is not None
-    with bell.work:
+    with bell.working:
         child = os.fork()
         if child == 0:
             signal.alarm(10)
@@ -362,11 +364,11 @@ def test_a_fork_waits_for_a_thread_that_hangs_for_a_second_alone(
 
 @forking
 def test_a_forked_child_is_not_in_the_outage_of_its_parent(worker: Database) -> None:
-    worker.outage.begins("a stream of the parent", ValueError())
+    worker.watcher.outage.begin("a stream of the parent", ValueError())
     is_locked, may_end = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with worker.outage._lock:
+        with worker.watcher.outage._lock:
             is_locked.set()
             may_end.wait(DEADLINE)
 
@@ -376,8 +378,8 @@ def test_a_forked_child_is_not_in_the_outage_of_its_parent(worker: Database) -> 
     child = os.fork()
     if child == 0:
         signal.alarm(10)  # ends it where it waits for a thread that it does not have
-        worker.outage.ends("a stream of the child")
-        os._exit(1 if worker.outage._failing else 42)
+        worker.watcher.outage.end("a stream of the child")
+        os._exit(1 if worker.watcher.outage._failing else 42)
     may_end.set()
     thread.join(DEADLINE)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 42
@@ -390,7 +392,7 @@ def test_an_outage_is_a_line_when_it_begins_and_one_when_it_ends(
     pop_until_known_empty(SqlQueue(worker))
     queues = [BlockingSqlQueue(worker) for _ in range(5)]
     for queue in queues:
-        queue.gate.watch()
+        queue.watch.arm()
     with worker.engine.begin() as connection:
         connection.execute(text("ALTER TABLE sse_messages RENAME TO elsewhere"))
     _wait_for(lambda: len(caplog.records) == 1)
@@ -398,7 +400,7 @@ def test_an_outage_is_a_line_when_it_begins_and_one_when_it_ends(
     with worker.engine.begin() as connection:
         connection.execute(text("ALTER TABLE elsewhere RENAME TO sse_messages"))
     _wait_for(lambda: len(caplog.records) == 2)
-    assert "can't be asked" in caplog.messages[0] and "again" in caplog.messages[1]
+    assert "can't be queried" in caplog.messages[0] and "again" in caplog.messages[1]
 
 
 def _wait_for(condition: Callable[[], bool]) -> None:
@@ -468,8 +470,8 @@ def test_connections_that_were_closed_in_the_pool_keep_nobody_from_listening(
             "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
             "WHERE datname = current_database() AND pid <> pg_backend_pid()"
         )
-        worker.wakeups.start()
-        _wait_for(lambda: worker.wakeups.are_on)
+        worker.watcher.start()
+        _wait_for(lambda: worker.watcher.is_trusted)
         assert caplog.messages == []
 
 
@@ -520,8 +522,8 @@ def _fails(call: Callable[[], object]) -> bool:
 def test_a_listening_connection_that_answers_no_more_is_replaced(
     postgres: URL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(signals, "ANSWER_SECONDS", 0.5)
-    monkeypatch.setattr(wakeups, "LOOK_SECONDS", 0.3)
+    monkeypatch.setattr(sources, "ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr(watcher, "POLL_SECONDS", 0.3)
     with Proxy(postgres) as proxy, Database(proxy.url) as worker, Database(postgres) as producer:
         queue = SqlQueue(worker)
         pop_until_known_empty(queue)
@@ -539,7 +541,7 @@ def test_a_listening_connection_that_answers_no_more_is_replaced(
 def test_without_notifications_nobody_listens_and_messages_arrive(postgres: URL) -> None:
     with Database(postgres, notify=False) as worker, Database(postgres, notify=False) as producer:
         with psycopg.connect(_conninfo(postgres), autocommit=True) as ear:
-            ear.execute(f'LISTEN "{channel_of(None)}"')
+            ear.execute(f'LISTEN "{channel_name(None)}"')
             queue = SqlQueue(worker)
             pop_until_known_empty(queue)
             SqlQueue(producer, queue.id).push(Message("n", 7))
@@ -550,7 +552,7 @@ def test_without_notifications_nobody_listens_and_messages_arrive(postgres: URL)
 
 def test_many_pushes_are_few_notifications_the_last_after_the_last_push(postgres: URL) -> None:
     with Database(postgres) as producer, psycopg.connect(_conninfo(postgres), autocommit=True) as ear:
-        ear.execute(f'LISTEN "{channel_of(None)}"')
+        ear.execute(f'LISTEN "{channel_name(None)}"')
         queue = SqlQueue(producer)
         began = time.monotonic()
         for n in range(200):
@@ -567,7 +569,7 @@ def test_many_pushes_are_few_notifications_the_last_after_the_last_push(postgres
 
 def test_a_database_that_is_dropped_has_sent_the_notification_that_it_owes(postgres: URL) -> None:
     with psycopg.connect(_conninfo(postgres), autocommit=True) as ear:
-        ear.execute(f'LISTEN "{channel_of(None)}"')
+        ear.execute(f'LISTEN "{channel_name(None)}"')
         queue = SqlQueue(Database(postgres))
         queue.push(Message("n", "leads"))
         queue.push(Message("n", "follows"))
@@ -578,7 +580,7 @@ def test_a_database_that_is_dropped_has_sent_the_notification_that_it_owes(postg
 
 @pytest.mark.parametrize("schema", [None, "sse", "s" * 63])
 def test_the_name_of_a_channel_is_short(schema: str | None) -> None:
-    assert len(channel_of(schema).encode()) <= 63
+    assert len(channel_name(schema).encode()) <= 63
 
 
 def test_processes_with_tables_in_a_schema_wake_each_other(new_postgres: Callable[[], URL]) -> None:

@@ -190,7 +190,7 @@ def test_a_new_channel_has_all_that_it_was_made_with(channels: ChannelRepository
 def test_each_new_channel_has_an_id_of_its_own_by_default(channels: ChannelRepositoryInterface) -> None:
     one, other = channels.create({}), channels.create({})
     assert one.id and other.id and one.id != other.id
-    assert (one.stream_delay_seconds, one.retry_timeout_milliseconds) == (0, 5)  # type: ignore[attr-defined]
+    assert one.stream_delay_seconds == 0  # type: ignore[attr-defined]
 
 
 def test_a_new_channel_is_not_persisted(channels: ChannelRepositoryInterface) -> None:

@@ -1,25 +1,70 @@
-"""The statements over channels and connections. None of them grows with the connections of a channel."""
+"""Statements on channels and connections. Their number does not grow with the connections of a channel."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import LargeBinary, Text, bindparam, cast, delete, exists, null, or_, select, true, union_all, update
 from sqlalchemy.orm import aliased
 
+from eric_sse_sql.execution.dialect import Construct, Dialect
+from eric_sse_sql.execution.statement import Statement, insert_row, upsert, upsert_rows
 from eric_sse_sql.models import ChannelRow, ConnectionRow, DeliveredRow, KvEntry, MessageRow, PositionRow
-from eric_sse_sql.statements import Construct, Dialect, Statement, insert_row, upsert, upsert_rows
-from eric_sse_sql.storage import ENTRY
+
+_CHANNEL = {
+    "id": "channel_id",
+    "entry_key": "entry_key",
+    "channel_type": "channel_type",
+}  # the parameter of each column
+_CONNECTION = {
+    "id": "connection_id",
+    "channel_id": "channel_id",
+    "listener_id": "listener_id",
+    "listener_key": "listener_key",
+    "queue_id": "queue_id",
+    "queue_key": "queue_key",
+}
+
+
+class StoredConnection(NamedTuple):
+    """A connection with the entries of its listener and its queue."""
+
+    channel_id: str | None
+    id: str
+    listener_key: str
+    listener: bytes
+    queue_key: str
+    queue: bytes
+    listener_id: str
+    queue_id: str
+
+
+class StoredChannel(NamedTuple):
+    """A channel with its entry."""
+
+    id: str
+    entry_key: str
+    value: bytes
+
+
+class KnownConnection(NamedTuple):
+    """A connection of some listeners: in their channel, or in none yet."""
+
+    listener_id: str
+    queue_id: str
+    id: str
+    channel_id: str | None
+
 
 # Reading
 
 
 def _connections(sql: Dialect) -> Construct:
-    """Channel, id and both objects of connections, in one join."""
+    """Connections, each with both entries, in one join: the columns of :class:`StoredConnection`."""
     entry = KvEntry.key, KvEntry.value
-    listener, on_listener = sql.found(KvEntry.key, ConnectionRow.listener_key, *entry)
-    queue, on_queue = sql.found(KvEntry.key, ConnectionRow.queue_key, *entry)
+    listener, on_listener = sql.lookup_join(KvEntry.key, ConnectionRow.listener_key, *entry)
+    queue, on_queue = sql.lookup_join(KvEntry.key, ConnectionRow.queue_key, *entry)
     return (
         select(
             ConnectionRow.channel_id,
@@ -38,7 +83,7 @@ def _connections(sql: Dialect) -> Construct:
 
 
 def _of_channel(sql: Dialect) -> Construct:
-    return _connections(sql).where(ConnectionRow.channel_id == bindparam("channel")).order_by(ConnectionRow.id)
+    return _connections(sql).where(ConnectionRow.channel_id == bindparam("channel_id")).order_by(ConnectionRow.id)
 
 
 def _of_channels(sql: Dialect) -> Construct:
@@ -48,21 +93,21 @@ def _of_channels(sql: Dialect) -> Construct:
 
 
 def _one_connection(sql: Dialect) -> Construct:
-    return _connections(sql).where(ConnectionRow.id == bindparam("connection"))
+    return _connections(sql).where(ConnectionRow.id == bindparam("connection_id"))
 
 
 def _channels(sql: Dialect, connection: Sequence[Construct] = (), queue: Sequence[Construct] = ()) -> Construct:
-    """Those that are persisted, and their objects: of one that has connections only, there is a row without a type."""
-    entry, on_entry = sql.found(KvEntry.key, ChannelRow.entry_key, KvEntry.key, KvEntry.value)
+    """Channels with their entries. A channel that is not persisted, but has connections, has a row without a type."""
+    entry, on_entry = sql.lookup_join(KvEntry.key, ChannelRow.entry_key, KvEntry.key, KvEntry.value)
     columns = ChannelRow.id, *connection, entry.c.key, entry.c.value, *queue
     return select(*columns).select_from(ChannelRow).join(entry, on_entry).where(ChannelRow.channel_type != "")
 
 
 def _one_channel(sql: Dialect) -> Construct:
-    """A channel, in a row without connection, and its connections: one statement, and so one state of both."""
+    """A channel, as a connection without id, and its connections: one statement reads one state of both."""
     no_text, no_blob = cast(null(), Text), cast(null(), LargeBinary)
-    queue = no_text.label("queue"), no_blob.label("blob"), no_text.label("listener_id"), no_text.label("queue_id")
-    channel = _channels(sql, [no_text.label("connection")], queue).where(ChannelRow.id == bindparam("channel"))
+    queue = no_text.label("queue_key"), no_blob.label("queue"), no_text.label("listener_id"), no_text.label("queue_id")
+    channel = _channels(sql, [no_text.label("connection")], queue).where(ChannelRow.id == bindparam("channel_id"))
     return union_all(channel, _of_channel(sql).order_by(None)).order_by("connection")
 
 
@@ -88,55 +133,46 @@ NEXT_CHANNELS = Statement(_next_channels)
 # Writing
 
 
-def _upsert_entries(sql: Dialect) -> Construct:
-    return upsert_rows(sql, KvEntry, ENTRY)
-
-
 def _upsert_channel(sql: Dialect) -> Construct:
     return upsert(sql, ChannelRow, _CHANNEL)
 
 
 def _upsert_connections(sql: Dialect) -> Construct:
-    objects = {"listener_id": "listener", "listener_key": "listener_at", "queue_id": "queue", "queue_key": "queue_at"}
-    return upsert_rows(sql, ConnectionRow, {"id": "connection", "channel_id": "channel", **objects}, keep="channel_id")
+    return upsert_rows(sql, ConnectionRow, _CONNECTION, keep="channel_id")
 
 
 def _lock_channel(sql: Dialect) -> Construct:
-    return select(ChannelRow.id).where(ChannelRow.id == bindparam("channel")).with_for_update(read=True, key_share=True)
+    return (
+        select(ChannelRow.id).where(ChannelRow.id == bindparam("channel_id")).with_for_update(read=True, key_share=True)
+    )
 
 
-def _place_entry(sql: Dialect) -> Construct:
-    return insert_row(sql, KvEntry, ENTRY).on_conflict_do_nothing()
-
-
-def _place_channel(sql: Dialect) -> Construct:
+def _insert_missing_channel(sql: Dialect) -> Construct:
     return insert_row(sql, ChannelRow, _CHANNEL).on_conflict_do_nothing()
 
 
 def _of_listeners(sql: Dialect) -> Construct:
     """The connections that some listeners have in a channel, after those that they have in none yet."""
-    in_channel = (ConnectionRow.channel_id == bindparam("channel")) & sql.among(ConnectionRow.listener_id, "listeners")
-    in_none = ConnectionRow.channel_id.is_(None) & sql.among(ConnectionRow.listener_key, "keys")
+    of_listeners = sql.in_list(ConnectionRow.listener_id, "listener_ids")
+    in_channel = (ConnectionRow.channel_id == bindparam("channel_id")) & of_listeners
+    in_none = ConnectionRow.channel_id.is_(None) & sql.in_list(ConnectionRow.listener_key, "listener_keys")
     return (
-        select(ConnectionRow.listener_id, ConnectionRow.queue_id, ConnectionRow.id, ConnectionRow.channel_id)
+        select(*(getattr(ConnectionRow, column) for column in KnownConnection._fields))
         .where(or_(in_channel, in_none))
         .order_by(ConnectionRow.channel_id.is_(None).desc(), ConnectionRow.id)
     )
 
 
 def _set_own_id(key: Any, own_id: Any) -> Statement:
-    """Tells the connections of an object by which id it goes."""
+    """Stores the id of an object in the connections that have it."""
     return Statement(
-        lambda sql: update(ConnectionRow).where(key == bindparam("at")).values({own_id: bindparam("own_id")})
+        lambda sql: update(ConnectionRow).where(key == bindparam("key")).values({own_id: bindparam("own_id")})
     )
 
 
-_CHANNEL = {"id": "channel", "entry_key": "at", "channel_type": "kind"}
-UPSERT_ENTRIES = Statement(_upsert_entries)
 UPSERT_CHANNEL = Statement(_upsert_channel)
 UPSERT_CONNECTIONS = Statement(_upsert_connections)
-PLACE_ENTRY = Statement(_place_entry)
-PLACE_CHANNEL = Statement(_place_channel)
+INSERT_MISSING_CHANNEL = Statement(_insert_missing_channel)
 LOCK_CHANNEL = Statement(_lock_channel)
 OF_LISTENERS = Statement(_of_listeners)
 SET_LISTENER_ID = _set_own_id(ConnectionRow.listener_key, ConnectionRow.listener_id)
@@ -144,19 +180,19 @@ SET_QUEUE_ID = _set_own_id(ConnectionRow.queue_key, ConnectionRow.queue_id)
 
 # Deleting
 
-_OF_QUEUES = (MessageRow, DeliveredRow, PositionRow)  # what is a queue's own
-Scope = Callable[[Dialect, Any], Construct]  # whether a row of the connections is one of some
+_OF_QUEUES = (MessageRow, DeliveredRow, PositionRow)  # the tables whose rows belong to a queue
+Scope = Callable[[Dialect, Any], Construct]  # the condition that a connection's row is to be deleted
 
 
 def _deletions(scope: Scope) -> tuple[Statement, ...]:
-    """What deletes some connections, with the objects and messages that no other connection needs."""
+    """The statements that delete connections, with the objects and messages that no other connection needs."""
     other = aliased(ConnectionRow)
 
     def some(sql: Dialect, column: Any) -> Construct:
         return select(column).where(scope(sql, ConnectionRow))
 
-    def no_other(sql: Dialect, has_it: Construct) -> Construct:
-        return sql.none(select(other.id).where(has_it, scope(sql, other).is_not(true())))
+    def no_other(sql: Dialect, needs_it: Construct) -> Construct:
+        return sql.not_exists(select(other.id).where(needs_it, scope(sql, other).is_not(true())))
 
     def messages(row: Any) -> Statement:
         return Statement(
@@ -176,7 +212,7 @@ def _deletions(scope: Scope) -> tuple[Statement, ...]:
         )
         return delete(KvEntry).where(KvEntry.key.in_(union_all(*keys)))
 
-    # The foreign keys have deleted these rows with their objects, unless an object is shared or SQLite's are off.
+    # The foreign keys have deleted most of these rows; not those whose objects are shared, nor any with SQLite's off.
     def connections(sql: Dialect) -> Construct:
         return delete(ConnectionRow).where(scope(sql, ConnectionRow))
 
@@ -184,37 +220,37 @@ def _deletions(scope: Scope) -> tuple[Statement, ...]:
 
 
 def _delete_channel_object(sql: Dialect) -> Construct:
-    key = select(ChannelRow.entry_key).where(ChannelRow.id == bindparam("channel"))
+    key = select(ChannelRow.entry_key).where(ChannelRow.id == bindparam("channel_id"))
     return delete(KvEntry).where(KvEntry.key.in_(key))
 
 
 def _delete_channel(sql: Dialect) -> Construct:
-    return delete(ChannelRow).where(ChannelRow.id == bindparam("channel"))
+    return delete(ChannelRow).where(ChannelRow.id == bindparam("channel_id"))
 
 
 def _delete_connections_of_object(sql: Dialect) -> Construct:
-    needs_it = or_(ConnectionRow.listener_key == bindparam("at"), ConnectionRow.queue_key == bindparam("at"))
+    needs_it = or_(ConnectionRow.listener_key == bindparam("key"), ConnectionRow.queue_key == bindparam("key"))
     return delete(ConnectionRow).where(needs_it)
 
 
 def _delete_of_queue_object(row: Any) -> Statement:
     other = aliased(ConnectionRow)
-    queues = select(ConnectionRow.queue_id).where(ConnectionRow.queue_key == bindparam("at"))
-    shared = exists().where(other.queue_id == row.queue_id, other.queue_key != bindparam("at"))
+    queues = select(ConnectionRow.queue_id).where(ConnectionRow.queue_key == bindparam("key"))
+    shared = exists().where(other.queue_id == row.queue_id, other.queue_key != bindparam("key"))
     return Statement(lambda sql: delete(row).where(row.queue_id.in_(queues), ~shared))
 
 
 def _delete_of_queue(row: Any) -> Statement:
-    return Statement(lambda sql: delete(row).where(row.queue_id == bindparam("queue")))
+    return Statement(lambda sql: delete(row).where(row.queue_id == bindparam("queue_id")))
 
 
-DELETE_CONNECTION = _deletions(lambda sql, row: row.id == bindparam("connection"))
+DELETE_CONNECTION = _deletions(lambda sql, row: row.id == bindparam("connection_id"))
 DELETE_CONNECTION_OF_CHANNEL = _deletions(
-    lambda sql, row: (row.id == bindparam("connection")) & (row.channel_id == bindparam("channel"))
+    lambda sql, row: (row.id == bindparam("connection_id")) & (row.channel_id == bindparam("channel_id"))
 )
-DELETE_CONNECTIONS = _deletions(lambda sql, row: sql.among(row.id, "connections"))
+DELETE_CONNECTIONS = _deletions(lambda sql, row: sql.in_list(row.id, "connection_ids"))
 DELETE_CHANNEL = (
-    *_deletions(lambda sql, row: row.channel_id == bindparam("channel")),
+    *_deletions(lambda sql, row: row.channel_id == bindparam("channel_id")),
     Statement(_delete_channel_object),
     Statement(_delete_channel),
 )

@@ -1,4 +1,4 @@
-"""The seed's four repositories: listeners and queues by their ids, connections by their channel, channels with all."""
+"""The repositories of eric-sse 2.0: listeners, queues, connections and channels by their ids."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from eric_sse_sql.contract import (
     QueueRepositoryInterface,
 )
 from eric_sse_sql.keys import validate_key
-from eric_sse_sql.relations import Parts, Relations, assembled, parts_of
+from eric_sse_sql.repositories.store import ChannelStore, ConnectionRecord, record_of, registered
 from eric_sse_sql.storage import SqlStorageEngine
 
 
@@ -35,8 +35,8 @@ class ListenerRepository(ListenerRepositoryInterface):
     """
 
     def __init__(self, storage_engine: KvStorageEngine) -> None:
-        relations = _relations(storage_engine)
-        self._storage = relations.listeners if relations else storage_engine
+        store = _store(storage_engine)
+        self._storage = store.listeners if store else storage_engine
 
     def load(self, listener_id: str) -> MessageQueueListener:
         """The listener of an id.
@@ -62,8 +62,8 @@ class QueueRepository(QueueRepositoryInterface):
     """
 
     def __init__(self, storage_engine: KvStorageEngine) -> None:
-        self._relations = _relations(storage_engine)
-        self._storage = self._relations.queues if self._relations else storage_engine
+        self._store = _store(storage_engine)
+        self._storage = self._store.queues if self._store else storage_engine
 
     def load(self, queue_id: str) -> Queue:
         """The queue of an id.
@@ -85,8 +85,8 @@ class QueueRepository(QueueRepositoryInterface):
 
     def delete(self, queue_id: str) -> None:
         """Delete a queue, its messages and the connections that need it, if it is there."""
-        if self._relations:
-            self._relations.delete_queue(queue_id)
+        if self._store:
+            self._store.delete_queue(queue_id)
         else:
             self._storage.delete(queue_id)
 
@@ -99,18 +99,18 @@ class ConnectionRepository(ConnectionRepositoryInterface):
     """
 
     def __init__(self, storage_engine: SqlStorageEngine) -> None:
-        self._relations = _needed_relations(self, storage_engine)
+        self._store = _needed_store(self, storage_engine)
 
     def load_all(self, channel_id: str) -> Iterator[Connection]:
         """The connections of a channel, ordered by id: one statement, a join, however many there are."""
-        return self._relations.connections(channel_id)
+        return self._store.connections(channel_id)
 
     def load_one(self, connection_id: str) -> Connection:
         """The connection of an id.
 
         :raises ItemNotFound: when there is none
         """
-        return self._relations.connection(connection_id)
+        return self._store.connection(connection_id)
 
     def persist(self, connection: Connection, channel_id: str | None = None) -> None:
         """Store a connection, its listener and its queue.
@@ -120,14 +120,14 @@ class ConnectionRepository(ConnectionRepositoryInterface):
         :raises ItemNotFound: when the channel is not persisted
         :raises RepositoryError: when the listener or the queue can't be stored; nothing is then
         """
-        self._relations.persist_connection(contract.identify(connection), parts_of(connection), channel_id)
+        self._store.persist_connection(contract.identify(connection), record_of(connection), channel_id)
 
     def delete(self, connection_id: str) -> None:
         """Delete a connection, if it is there: with its messages, its listener and its queue.
 
         A listener or queue that another connection has too stays.
         """
-        self._relations.delete_connection(connection_id)
+        self._store.delete_connection(connection_id)
 
 
 class ChannelRepository(ChannelRepositoryInterface):
@@ -138,21 +138,21 @@ class ChannelRepository(ChannelRepositoryInterface):
     """
 
     def __init__(self, storage_engine: SqlStorageEngine) -> None:
-        self._relations = _needed_relations(self, storage_engine)
+        self._store = _needed_store(self, storage_engine)
         self.connection_repository = ConnectionRepository(storage_engine)
 
     def load_all(self) -> Iterator[AbstractChannel]:
         """All channels, their connections registered, ordered by id: two statements for each hundred."""
-        for channel, connections in self._relations.channels():
-            yield assembled(_loaded(channel), connections)
+        for channel, connections in self._store.channels():
+            yield registered(_loaded(channel), connections)
 
     def load_one(self, channel_id: str) -> AbstractChannel:
         """The channel of an id, its connections registered.
 
         :raises ItemNotFound: when there is none
         """
-        channel, connections = self._relations.channel(channel_id)
-        return assembled(_loaded(channel), connections)
+        channel, connections = self._store.channel(channel_id)
+        return registered(_loaded(channel), connections)
 
     def persist(self, channel: AbstractChannel) -> None:
         """Store a channel and the connections registered with it.
@@ -169,11 +169,11 @@ class ChannelRepository(ChannelRepositoryInterface):
 
         A listener or queue that a connection of another channel has too stays.
         """
-        self._relations.delete_channel(channel_id)
+        self._store.delete_channel(channel_id)
 
     def _persist(self, channel_id: str, channel: AbstractChannel) -> None:
-        connections = [Parts(*parts) for parts in contract.registered_connections(channel)]
-        self._relations.persist_channel(validate_key("a channel id", channel_id), _bare(channel), channel, connections)
+        connections = [ConnectionRecord(*parts) for parts in contract.registered_connections(channel)]
+        self._store.persist_channel(validate_key("a channel id", channel_id), _bare(channel), channel, connections)
 
 
 def _bare(channel: AbstractChannel) -> AbstractChannel:
@@ -189,15 +189,15 @@ def _loaded(stored: object) -> AbstractChannel:
     return stored
 
 
-def _relations(storage_engine: KvStorageEngine) -> Relations | None:
-    """The relational tables behind a storage engine, if it has any."""
-    return Relations(storage_engine.database) if isinstance(storage_engine, SqlStorageEngine) else None
+def _store(storage_engine: KvStorageEngine) -> ChannelStore | None:
+    """The store of a storage engine's database; None for an engine without one."""
+    return ChannelStore(storage_engine.database) if isinstance(storage_engine, SqlStorageEngine) else None
 
 
-def _needed_relations(repository: object, storage_engine: object) -> Relations:
+def _needed_store(repository: object, storage_engine: object) -> ChannelStore:
     if not isinstance(storage_engine, SqlStorageEngine):
         name = type(repository).__name__
         raise RepositoryError(
             f"{name} needs a SqlStorageEngine, whose database has the tables of channels and connections"
         ) from TypeError(class_path(type(storage_engine)))
-    return Relations(storage_engine.database)
+    return ChannelStore(storage_engine.database)

@@ -1,0 +1,139 @@
+"""Connections of the driver for single statements, past SQLAlchemy's execution."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Engine, Pool, PoolProxiedConnection
+
+from eric_sse_sql.execution import fork
+from eric_sse_sql.execution.dialect import Driver
+from eric_sse_sql.execution.statement import Compiled, Row
+
+
+class DriverConnection:
+    """A driver's connection that was checked out of a pool."""
+
+    __slots__ = ("cursor", "driver", "pool", "pooled", "restore", "session")
+
+    def __init__(self, engine: Engine) -> None:
+        self.pool: Pool = engine.pool
+        self.pooled: PoolProxiedConnection = engine.raw_connection()
+        self.driver: Any = self.pooled.driver_connection
+        self.cursor: Any = None  # of psycopg, where making a cursor is a third of a statement's cost to the client
+        self.restore: Any = None  # the setting that the pool gets back
+        self.session: Any = None  # what is known of the server's session
+
+
+class PinnedConnections:
+    """Runs single statements on connections of an engine's pool, and keeps some of them checked out between calls.
+
+    Checking a connection out of SQLAlchemy's pool and in again takes longer than a fetch from SQLite. Threads may share
+    the object: a thread that finds no pinned connection checks one out.
+
+    On an engine of the application, none is pinned: each call checks a connection out, and returns it as it was.
+
+    :param driver: runs the statements
+    :param owns_pool: whether the pool may be disposed of when the server has closed its connections
+    """
+
+    def __init__(self, driver: Driver, *, owns_pool: bool) -> None:
+        self._driver = driver
+        self._engine = driver.engine
+        self._owns_pool = owns_pool
+        self._size = driver.pinned_connections
+        self._pinned: list[DriverConnection] = []
+
+    def fetch(self, compiled: Compiled, values: tuple[Any, ...]) -> Sequence[Row] | None:
+        """Run a statement in a transaction of its own. All its rows; None where the driver's connection can't be used
+        as it is, and the statement was not run."""
+        connection = self.checkout()
+        if connection is None:
+            return None
+        try:
+            rows = self._driver.fetch(connection, compiled, values)
+        except BaseException as error:
+            if self._driver.is_broken(error, connection.driver):
+                self.discard(connection)
+            else:
+                self.checkin(connection)
+            raise
+        self.checkin(connection)
+        return rows
+
+    def checkout(self) -> DriverConnection | None:
+        """A connection in autocommit; None where the application's pool gives one that must stay as it is."""
+        if self._pinned and (pinned := self._pop()) is not None:
+            return pinned
+        connection = DriverConnection(self._engine)
+        while self._driver.is_closed(connection.driver):  # as all others of the pool are, after the server has ended
+            self.discard(connection)
+            connection = DriverConnection(self._engine)
+        try:
+            usable = self._driver.enter_autocommit(connection)
+        except BaseException:
+            self.discard(connection)
+            raise
+        if usable:
+            return connection
+        connection.pooled.close()
+        return None
+
+    def checkin(self, connection: DriverConnection) -> None:
+        """Keep a connection for the next call, or return it to the pool."""
+        if self._size == 0:
+            self._return(connection)
+            return
+        self._pinned.append(connection)
+        if len(self._pinned) > self._size and (surplus := self._pop()) is not None:
+            self._return(surplus)
+
+    def discard(self, connection: DriverConnection) -> None:
+        """Close a connection that can't be used; on a pool of the package's own, close the others too."""
+        connection.pooled.invalidate()
+        if self._owns_pool:
+            self._engine.dispose()
+        connection.pooled.close()
+
+    def release(self) -> None:
+        """Return the pinned connections to the pool, where the engine finds them."""
+        while (pinned := self._pop()) is not None:
+            self._return(pinned)
+
+    def close(self) -> None:
+        """Return the pinned connections, and pin no more."""
+        self._size = 0
+        self.release()
+
+    def after_fork_in_child(self) -> None:
+        """Abandon the pinned connections: they are the parent's."""
+        fork.abandon(self._pinned)
+        self._pinned = []
+
+    def _pop(self) -> DriverConnection | None:
+        """A pinned connection that can be used, if there is one."""
+        while self._pinned:
+            try:
+                pinned = self._pinned.pop()
+            except IndexError:  # another thread was first
+                break
+            if self._driver.is_closed(pinned.driver):
+                self.discard(pinned)
+            elif pinned.pool is not self._engine.pool:
+                self._return(pinned)
+            else:
+                return pinned
+        return None
+
+    def _return(self, connection: DriverConnection) -> None:
+        try:
+            if connection.pool is not self._engine.pool:  # the engine was disposed of meanwhile
+                connection.pooled.invalidate()
+            else:
+                self._driver.leave_autocommit(connection)
+        except BaseException:
+            connection.pooled.invalidate()
+            raise
+        finally:
+            connection.pooled.close()

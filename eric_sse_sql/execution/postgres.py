@@ -1,0 +1,369 @@
+"""Everything that is Postgres' alone, through psycopg 3."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, cast
+
+from eric_sse.exception import RepositoryError
+from sqlalchemy import (
+    ARRAY,
+    URL,
+    Boolean,
+    Connection,
+    Engine,
+    Float,
+    Text,
+    and_,
+    any_,
+    bindparam,
+    create_engine,
+    func,
+    literal_column,
+    or_,
+    select,
+    true,
+    tuple_,
+)
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import aliased
+
+from eric_sse_sql.execution.dialect import CommitSignal, Construct, Dialect
+from eric_sse_sql.execution.pinned import DriverConnection
+from eric_sse_sql.execution.statement import Compiled, Row, notification
+
+ADVISORY_CLASS = 0x65726963  # the first key of every advisory lock: any number, the same in every process
+PINNED_CONNECTIONS = 2  # one for the calling thread, and one for a background thread that runs at the same time
+PLAN_SECONDS = 1.0  # the age at which the cached plans of a connection are discarded
+READ_COMMITTED = "read committed"
+BEGIN_READ_COMMITTED = "BEGIN ISOLATION LEVEL READ COMMITTED"
+# With these settings, libpq gives up a vanished server within a minute
+# (https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-PARAMKEYWORDS).
+NOTICE_VANISHED = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3, "tcp_user_timeout": 60_000}
+
+
+def make_engine(url: URL, options: Mapping[str, Any], *, through_proxy: bool) -> Engine:
+    """An engine for a URL, with keep-alives.
+
+    :param through_proxy: whether each transaction may run in another session of the server: nothing is prepared then
+    """
+    arguments: dict[str, Any] = {name: value for name, value in NOTICE_VANISHED.items() if name not in url.query}
+    if through_proxy:
+        arguments["prepare_threshold"] = None
+    return create_engine(url, connect_args=arguments, **options)
+
+
+class PostgresDialect:
+    """How statements are written for Postgres."""
+
+    paramstyle = "format"
+    insert = staticmethod(postgresql.insert)
+
+    @staticmethod
+    def rendered(sql: str) -> str:
+        # Arrays in binary: psycopg sends them as text, which takes three times as long, unless the placeholder says so.
+        return re.sub(r"%s(?=::\w+\[\])", "%b", sql)
+
+    @staticmethod
+    def insert_rows(model: Any, bound: Mapping[str, str]) -> Any:
+        columns = [getattr(model, column) for column in bound]
+        types = [Text() if isinstance(column.type, Text) else column.type for column in columns]
+        arrays = [bindparam(name, type_=ARRAY(kind)) for kind, name in zip(types, bound.values(), strict=True)]
+        rows = func.unnest(*arrays).table_valued(*bound.values(), with_ordinality="nth").render_derived()
+        return postgresql.insert(model).from_select(
+            columns, select(*(rows.c[name] for name in bound.values())).order_by(rows.c.nth)
+        )
+
+    @staticmethod
+    def in_list(column: Any, name: str) -> Construct:
+        return column == any_(bindparam(name, type_=ARRAY(Text)))
+
+    @staticmethod
+    def unnest(name: str) -> Construct:
+        return select(func.unnest(bindparam(name, type_=ARRAY(Text))))
+
+    @staticmethod
+    def list_value(values: Sequence[str]) -> list[str]:
+        return list(values)
+
+    @staticmethod
+    def ordered_range(group: Any, number: Any, name: str) -> tuple[Construct, tuple[Any, ...]]:
+        # A row-value range. With "=", the planner may walk the index of the numbers, through the rows of all groups.
+        row, value = tuple_(group, number), bindparam(name, type_=group.type)
+        first, last = (tuple_(value, literal_column(at)) for at in ("0", str(2**63 - 1)))
+        return and_(row >= first, row <= last), (group, number)
+
+    @staticmethod
+    def lookup_join(key: Any, value: Any, *columns: Any) -> tuple[Any, Construct]:
+        # LIMIT 1 forbids the hash and merge joins, which read all rows of the other table.
+        row = aliased(key.class_)
+        of_row = [getattr(row, column.key) for column in columns]
+        return select(*of_row).where(getattr(row, key.key) == value).limit(literal_column("1")).lateral(), true()
+
+    @staticmethod
+    def not_exists(rows: Any) -> Construct:
+        return ~rows.offset(literal_column("0")).exists()  # OFFSET 0 forbids that it becomes a hash or merge join
+
+    @classmethod
+    def looked_up_rows(cls, key: Any, keys: Any) -> Any:
+        found = keys.c[key.key]
+        return and_(key == found, cls._few_rows(found), cls._custom_plan())
+
+    @staticmethod
+    def _few_rows(column: Any) -> Construct:
+        """True for every row. The planner takes each comparison for one row in 200, expects a single row in all, and so
+        looks it up in an index; where it expects many rows, it joins by a scan of the whole table."""
+        zero: Construct = literal_column("0")
+        return and_(column + zero == column, column - zero == column)
+
+    @staticmethod
+    def _custom_plan() -> Construct:
+        """True. Only a plan that is made for the bound values leaves the costly query out, so that Postgres makes a new
+        plan at each execution; a generic plan that was made on an empty table would scan a full one."""
+        numbers = func.generate_series(literal_column("1"), literal_column("1000000"))
+        counted = select(func.count()).select_from(numbers.alias("numbers")).scalar_subquery()
+        return or_(bindparam("custom_plan", True, type_=Boolean), counted < literal_column("0"))
+
+    @staticmethod
+    def with_notification(change: Any) -> Construct:
+        return select(notification()).add_cte(change.cte("change"))
+
+    @staticmethod
+    def advisory_lock(name: str) -> Construct:
+        text = func.hashtext(bindparam(name, type_=Text))
+        return select(func.pg_advisory_xact_lock(literal_column(str(ADVISORY_CLASS)), text))
+
+    @staticmethod
+    def now(shift: str | None = None) -> Construct:
+        now = func.statement_timestamp()
+        return now + bindparam(shift, type_=Float) * literal_column("interval '1 second'") if shift else now
+
+    @staticmethod
+    def seconds_value(seconds: float) -> float:
+        return seconds
+
+
+class _Session:
+    """What is known of the session behind one connection. Kept in the pool's record of the connection."""
+
+    KEY = "eric_sse_sql.session"
+    __slots__ = ("is_read_committed", "plans_expire")
+
+    def __init__(self, connection: Any) -> None:
+        """:param connection: the driver's, in autocommit"""
+        (level,) = _cursor(connection).execute("SELECT current_setting('default_transaction_isolation')").fetchone()
+        self.is_read_committed = level == READ_COMMITTED
+        self.plans_expire = time.monotonic() + PLAN_SECONDS
+
+
+class PostgresDriver:
+    """How statements run on the connections of a Postgres engine.
+
+    A statement by itself runs in autocommit where the default isolation level of the session is READ COMMITTED;
+    otherwise, a BEGIN and a COMMIT are sent together with it. Each connection is asked once for its default.
+
+    Postgres keeps the plan of a prepared statement until the table is analysed again: a plan that was made while a
+    table was empty scans all of a full one. So the plans of a connection are discarded once a second.
+
+    :param owns_engine: whether the engine was made by this package, in autocommit
+    :param prepares: whether connections prepare statements
+    """
+
+    dialect: Dialect = PostgresDialect()
+    commit_signal = CommitSignal.NOTIFICATION
+    binds_columns = True
+    has_schemas = True
+    fails_transactions = True
+
+    def __init__(self, engine: Engine, *, owns_engine: bool, prepares: bool = True) -> None:
+        self.engine = engine
+        self.pinned_connections = PINNED_CONNECTIONS if owns_engine else 0
+        self._prepares = prepares
+        self._address: object = None
+
+    # A statement by itself
+
+    def enter_autocommit(self, connection: DriverConnection) -> bool:
+        driver = connection.driver
+        if not (_is_idle(driver) and self._has_plain_cursors(driver)):
+            return False
+        if not driver.autocommit:
+            driver.autocommit = True
+            connection.restore = False
+        connection.session = self._session(connection.pooled, driver)
+        return True
+
+    def leave_autocommit(self, connection: DriverConnection) -> None:
+        if connection.restore is not None:
+            connection.driver.autocommit = connection.restore
+
+    def fetch(self, connection: DriverConnection, compiled: Compiled, values: Any) -> Sequence[Row]:
+        session = connection.session
+        if self._prepares:
+            _discard_old_plans(session, connection.driver)
+        cursor = connection.cursor or _cursor(connection.driver)
+        if session.is_read_committed:
+            cursor.execute(compiled.sql, values)
+        else:
+            _execute_in_read_committed(connection.driver, cursor, compiled.sql, values)
+        rows: Sequence[Row] = cursor.fetchall() if cursor.rownumber is not None else ()
+        connection.cursor = cursor if len(rows) < 2 else None  # a cursor keeps its rows until the next execute
+        return rows
+
+    def needs_transaction(self, compiled: Compiled) -> bool:
+        return False
+
+    def fetch_through_engine(self, compiled: Compiled, values: Any) -> Sequence[Row]:
+        with self.engine.connect() as connection:
+            connection = connection.execution_options(isolation_level="AUTOCOMMIT")
+            pooled = connection.connection
+            if not self._session(pooled, pooled.driver_connection).is_read_committed:
+                connection = connection.execution_options(isolation_level="READ COMMITTED")
+            with connection.begin():
+                result = connection.exec_driver_sql(compiled.sql, values)
+                return result.fetchall() if result.returns_rows else ()
+
+    def is_closed(self, connection: Any) -> bool:
+        try:
+            for _ in range(2):  # the server's last message, and the end of the stream
+                connection.pgconn.consume_input()
+        except Exception:
+            return True
+        return False
+
+    def is_broken(self, error: BaseException, connection: Any) -> bool:
+        # After an interrupt, the statement may be executing still.
+        return not isinstance(error, Exception) or self.engine.dialect.is_disconnect(cast(Any, error), connection, None)
+
+    def detached_connection(self) -> Any:
+        while True:  # each connection of the pool at most once
+            pooled = self.engine.raw_connection()
+            connection: Any = pooled.driver_connection
+            if self.is_closed(connection):
+                pooled.invalidate()
+                pooled.close()
+                continue
+            pooled.detach()
+            return connection
+
+    # Transactions
+
+    def begin(self) -> Connection:
+        connection = self.engine.connect()
+        try:
+            connection = connection.execution_options(isolation_level="READ COMMITTED")
+            connection.begin()
+            pooled = connection.connection
+            session = pooled.info.get(_Session.KEY)
+            if session is not None and self._prepares:
+                _discard_old_plans(session, pooled.driver_connection)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def commit(self, connection: Connection) -> None:
+        if _status(connection.connection.driver_connection) == "INERROR":
+            raise RepositoryError(
+                "a statement of the transaction has failed, so that Postgres can only roll it back; let the error of "
+                "that statement leave the block"
+            )
+        connection.commit()
+
+    def roll_back(self, connection: Connection) -> None:
+        # SQLAlchemy rolls nothing back where an event listener has stopped a commit.
+        driver: Any = connection.connection.driver_connection
+        if not _is_idle(driver):
+            driver.rollback()
+
+    # Transactions of the application
+
+    def is_same_database(self, connection: Connection) -> bool:
+        if connection.engine.pool is self.engine.pool:
+            return True
+        if self._address is None:
+            with _raw_connection(self.engine) as driver:
+                self._address = _address(driver)
+        if _address(connection.connection.driver_connection) == self._address:
+            return True
+        with suppress(DBAPIError), connection.begin_nested():  # a savepoint: a refused query leaves the rest usable
+            theirs = _server(connection)
+            with self.engine.connect() as own:
+                return theirs == _server(own)
+        return False
+
+    def is_in_autocommit(self, connection: Connection) -> bool:
+        driver: Any = connection.connection.driver_connection
+        return bool(driver.autocommit) and _is_idle(driver)
+
+    def begin_joined(self, connection: Connection) -> None:
+        """psycopg begins with the first statement."""
+
+    def _has_plain_cursors(self, connection: Any) -> bool:
+        """Whether cursors return tuples, and leave the binding of parameters to the server."""
+        psycopg: Any = self.engine.dialect.dbapi
+        return connection.cursor_factory is psycopg.Cursor and connection.row_factory is psycopg.rows.tuple_row
+
+    def _session(self, pooled: Any, driver: Any) -> _Session:
+        session: _Session | None = pooled.info.get(_Session.KEY)
+        if session is None:
+            session = pooled.info[_Session.KEY] = _Session(driver)
+        return session
+
+
+def _cursor(connection: Any) -> Any:
+    return connection.cursor(binary=True)
+
+
+def _execute_in_read_committed(connection: Any, cursor: Any, sql: str, values: Any) -> None:
+    """Execute a statement between BEGIN and COMMIT: one round trip for the three."""
+    try:
+        with connection.pipeline():
+            connection.execute(BEGIN_READ_COMMITTED)
+            cursor.execute(sql, values)
+            connection.execute("COMMIT")
+    except Exception:
+        connection.rollback()
+        raise
+
+
+def _discard_old_plans(session: _Session, connection: Any) -> None:
+    now = time.monotonic()
+    if now > session.plans_expire:
+        session.plans_expire = now + PLAN_SECONDS
+        connection.execute("DISCARD PLANS")
+
+
+def _status(connection: Any) -> str:
+    """The state of the transaction, as libpq names it: IDLE, INTRANS, INERROR, ..."""
+    name: str = connection.info.transaction_status.name
+    return name
+
+
+def _is_idle(connection: Any) -> bool:
+    return bool(connection.pgconn.transaction_status == 0)
+
+
+def _address(connection: Any) -> tuple[Any, ...]:
+    """Host, port and database of a connection, from the client's memory."""
+    info = connection.info
+    return info.host, info.port, info.dbname
+
+
+def _server(connection: Connection) -> tuple[Any, ...]:
+    """When the server was started, in microseconds, and the database: the same by whatever address it is reached."""
+    row = connection.exec_driver_sql("SELECT pg_postmaster_start_time(), current_database()").one()
+    return tuple(row)
+
+
+@contextmanager
+def _raw_connection(engine: Engine) -> Any:
+    pooled = engine.raw_connection()
+    try:
+        yield pooled.driver_connection
+    finally:
+        pooled.close()

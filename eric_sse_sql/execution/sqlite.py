@@ -1,0 +1,371 @@
+"""Everything that is SQLite's alone, through the standard library's driver."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import sqlite3
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+from sqlalchemy import URL, Connection, Engine, Text, bindparam, create_engine, event, func, literal_column, select
+from sqlalchemy.dialects import sqlite
+from sqlalchemy.exc import TimeoutError
+from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
+
+from eric_sse_sql.execution.dialect import CommitSignal, Construct, Dialect
+from eric_sse_sql.execution.pinned import DriverConnection
+from eric_sse_sql.execution.statement import Compiled, Row
+
+BUSY_SECONDS = 30  # for which a statement waits for other writers, unless the URL says otherwise
+RETRY_SECONDS = 0.001, 0.004  # the shortest and the longest pause of a retry
+PINNED_CONNECTIONS = 2  # one for the calling thread, and one for a background thread that runs at the same time
+
+
+def make_engine(url: URL, options: Mapping[str, Any]) -> Engine:
+    """An engine for a URL: write-ahead log, foreign keys, and a wait for other writers.
+
+    A database in memory is one connection, which its threads use in turn.
+    """
+    arguments: dict[str, Any] = {} if "timeout" in url.query else {"timeout": BUSY_SECONDS}
+    options = dict(options)
+    if is_in_memory(url):
+        arguments["check_same_thread"] = False
+        options["poolclass"] = FairSingleConnectionPool
+    engine = create_engine(url, connect_args=arguments, **options)
+    event.listen(engine, "connect", _set_up)
+    return engine
+
+
+def is_in_memory(url: URL) -> bool:
+    """Whether a URL is that of a database in memory."""
+    return url.database in (None, "", ":memory:") or url.query.get("mode") == "memory"
+
+
+class SqliteDialect:
+    """How statements are written for SQLite."""
+
+    paramstyle = "qmark"
+    insert = staticmethod(sqlite.insert)
+
+    @staticmethod
+    def rendered(sql: str) -> str:
+        return sql
+
+    @staticmethod
+    def insert_rows(model: Any, bound: Mapping[str, str]) -> Any:
+        return sqlite.insert(model).values({getattr(model, column): bindparam(name) for column, name in bound.items()})
+
+    @classmethod
+    def in_list(cls, column: Any, name: str) -> Construct:
+        return column.in_(cls.unnest(name))
+
+    @staticmethod
+    def unnest(name: str) -> Construct:
+        return select(func.json_each(bindparam(name, type_=Text)).table_valued("value").c.value)
+
+    @staticmethod
+    def list_value(values: Sequence[str]) -> str:
+        return json.dumps(list(values))
+
+    @staticmethod
+    def ordered_range(group: Any, number: Any, name: str) -> tuple[Construct, tuple[Any, ...]]:
+        return group == bindparam(name), (number,)
+
+    @staticmethod
+    def lookup_join(key: Any, value: Any, *columns: Any) -> tuple[Any, Construct]:
+        row = key.class_.__table__.alias()
+        return row, row.c[key.key] == value
+
+    @staticmethod
+    def not_exists(rows: Any) -> Construct:
+        return ~rows.exists()
+
+    @staticmethod
+    def looked_up_rows(key: Any, keys: Any) -> Any:
+        return key.in_(select(keys.c[key.key]))
+
+    @staticmethod
+    def with_notification(change: Any) -> Construct:
+        return change
+
+    @staticmethod
+    def advisory_lock(name: str) -> Construct:
+        return select(bindparam(name, type_=Text))
+
+    @staticmethod
+    def now(shift: str | None = None) -> Construct:
+        moment: list[Construct] = [literal_column("'%Y-%m-%d %H:%M:%f'"), literal_column("'now'")]
+        return func.strftime(*moment, *([bindparam(shift, type_=Text)] if shift else []))
+
+    @staticmethod
+    def seconds_value(seconds: float) -> str:
+        return f"{seconds:.3f} seconds"
+
+
+class BusyRetry:
+    """Repeats a statement while another connection holds the lock that it needs, at short, random intervals.
+
+    SQLite's own handler waits longer from try to try: beside processes that write in a loop, a process waited up to 2.4
+    seconds for its turn, and 0.1 with this one (eight processes, two cores, ``synchronous = FULL``). Ten times shorter
+    intervals let a third fewer messages through, since the waiting processes keep the cores busy.
+
+    :param seconds: when to give up
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._restore = f"PRAGMA busy_timeout = {round(seconds * 1000)}"
+
+    def replace_handler(self, connection: sqlite3.Connection) -> None:
+        """Turn SQLite's own handler on a connection off."""
+        connection.execute("PRAGMA busy_timeout = 0")
+
+    def restore_handler(self, connection: sqlite3.Connection) -> None:
+        """Turn SQLite's own handler on again."""
+        connection.execute(self._restore)
+
+    def execute(self, connection: sqlite3.Connection, sql: str, values: Sequence[Any] = ()) -> list[Any]:
+        """The rows of a statement in autocommit, or of BEGIN IMMEDIATE, on a connection without a handler.
+
+        :raises sqlite3.OperationalError: when the lock is not free in time
+        """
+        give_up = None
+        while True:
+            try:
+                return connection.execute(sql, values).fetchall()
+            except sqlite3.OperationalError as error:
+                now = time.monotonic()
+                give_up = give_up or now + self._seconds
+                if not _is_busy(error) or now > give_up:
+                    raise
+                time.sleep(random.uniform(*RETRY_SECONDS))
+
+
+class SqliteDriver:
+    """How statements run on the connections of a SQLite engine.
+
+    On a file of an engine that was made here, writes wait for the lock with :class:`BusyRetry`; on an engine of the
+    application, as its connections say.
+
+    :param owns_engine: whether the engine was made by this package, in autocommit
+    """
+
+    dialect: Dialect = SqliteDialect()
+    binds_columns = False
+    has_schemas = False
+    fails_transactions = False
+
+    def __init__(self, engine: Engine, *, owns_engine: bool) -> None:
+        self.engine = engine
+        self._in_memory = is_in_memory(engine.url)
+        is_own_file = owns_engine and not self._in_memory
+        self.pinned_connections = PINNED_CONNECTIONS if is_own_file else 0
+        self._is_own = owns_engine
+        self._path: str | None = None
+        self._retry = BusyRetry(_timeout(engine.url)) if is_own_file else None
+        if not self._in_memory:
+            self.commit_signal = CommitSignal.DATA_VERSION
+        else:  # SQLAlchemy's own pool gives each thread a database in memory of its own
+            self.commit_signal = CommitSignal.POLLING if owns_engine else CommitSignal.UNREACHABLE
+
+    # A statement by itself
+
+    def enter_autocommit(self, connection: DriverConnection) -> bool:
+        driver: sqlite3.Connection = connection.driver
+        if self._is_own:
+            if self._retry:
+                self._retry.replace_handler(driver)
+            return True
+        if driver.in_transaction or _has_standard_transactions(driver):
+            return False
+        if driver.isolation_level is not None:
+            connection.restore = driver.isolation_level
+            driver.isolation_level = None
+        return True
+
+    def leave_autocommit(self, connection: DriverConnection) -> None:
+        if self._retry:
+            self._retry.restore_handler(connection.driver)
+        elif connection.restore is not None:
+            connection.driver.isolation_level = connection.restore
+
+    def fetch(self, connection: DriverConnection, compiled: Compiled, values: Any) -> Sequence[Row]:
+        if self._retry:
+            return self._retry.execute(connection.driver, compiled.sql, values)
+        return cast(Sequence[Row], connection.driver.execute(compiled.sql, values).fetchall())
+
+    def needs_transaction(self, compiled: Compiled) -> bool:
+        return self._retry is not None and compiled.writes
+
+    def fetch_through_engine(self, compiled: Compiled, values: Any) -> Sequence[Row]:
+        with self.engine.begin() as connection:
+            result = connection.exec_driver_sql(compiled.sql, values)
+            return result.fetchall() if result.returns_rows else ()
+
+    def is_closed(self, connection: Any) -> bool:
+        return False
+
+    def is_broken(self, error: BaseException, connection: Any) -> bool:
+        return False
+
+    def detached_connection(self) -> Any:
+        pooled = self.engine.raw_connection()
+        connection = pooled.driver_connection
+        pooled.detach()
+        return connection
+
+    # Transactions
+
+    def begin(self) -> Connection:
+        connection = self.engine.connect()
+        try:
+            connection.begin()
+            driver = _driver(connection)
+            if driver.in_transaction:  # begun by the application's engine, without the write lock
+                driver.execute("ROLLBACK")
+            if self._retry:
+                self._retry.replace_handler(driver)
+                try:
+                    self._retry.execute(driver, "BEGIN IMMEDIATE")
+                finally:
+                    self._retry.restore_handler(driver)
+            else:
+                driver.execute("BEGIN IMMEDIATE")
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def commit(self, connection: Connection) -> None:
+        connection.commit()
+        driver = _driver(connection)
+        if _is_explicit(driver):
+            driver.execute("COMMIT")
+
+    def roll_back(self, connection: Connection) -> None:
+        # SQLAlchemy rolls nothing back where an event listener has stopped a commit, or in autocommit if told so.
+        driver = _driver(connection)
+        if driver.in_transaction:
+            driver.rollback()
+            if _is_explicit(driver):
+                driver.execute("ROLLBACK")
+
+    # Transactions of the application
+
+    def is_same_database(self, connection: Connection) -> bool:
+        if connection.engine.pool is self.engine.pool:
+            return True
+        if self._in_memory:
+            return False
+        if self._path is None:
+            with self.engine.connect() as own:
+                self._path = _path(own)
+        return self._path is not None and self._path == _path(connection)
+
+    def is_in_autocommit(self, connection: Connection) -> bool:
+        driver = _driver(connection)
+        if driver.in_transaction:
+            return False
+        return getattr(driver, "autocommit", None) is True or driver.isolation_level is None
+
+    def begin_joined(self, connection: Connection) -> None:
+        # The driver begins with the first statement that writes, and takes a savepoint for a transaction of its own.
+        if not _driver(connection).in_transaction:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+class FairSingleConnectionPool(QueuePool):
+    """A pool of one connection, which threads get in the order in which they asked for it.
+
+    With SQLAlchemy's own queue, a thread that calls in a loop takes the connection again before a waiting thread wakes
+    up: of 40 such threads, five got a single turn in six seconds.
+    """
+
+    def __init__(self, creator: Any, **options: Any) -> None:
+        super().__init__(creator, **{**options, "pool_size": 1, "max_overflow": 0})
+        self._lock = threading.Lock()
+        self._waiting: deque[threading.Event] = deque()  # the first one has the connection
+
+    def _do_get(self) -> ConnectionPoolEntry:
+        turn = threading.Event()
+        with self._lock:
+            self._waiting.append(turn)
+            self._waiting[0].set()
+        if not turn.wait(BUSY_SECONDS):
+            self._end_turn(turn)
+            raise TimeoutError(f"another thread has used the only connection for {BUSY_SECONDS} seconds")
+        try:
+            return super()._do_get()
+        except BaseException:
+            self._end_turn(turn)
+            raise
+
+    def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
+        super()._do_return_conn(record)
+        self._end_turn(self._waiting[0])
+
+    def _end_turn(self, turn: threading.Event) -> None:
+        with self._lock:
+            self._waiting.remove(turn)
+            if self._waiting:
+                self._waiting[0].set()
+
+
+def _set_up(connection: sqlite3.Connection, record: object) -> None:
+    """Turn foreign keys and the write-ahead log on. A file that can't be written keeps its journal mode."""
+    connection.execute("PRAGMA foreign_keys = ON")
+    give_up = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:  # SQLite's own handler does not wait for this change
+            if _is_read_only(error):
+                return
+            if not _is_busy(error) or time.monotonic() > give_up:
+                raise
+            time.sleep(random.uniform(0.001, 0.02))
+
+
+def _is_busy(error: sqlite3.Error) -> bool:
+    return _has_code(error, ("SQLITE_BUSY", "SQLITE_LOCKED"), ("database is locked", "database table is locked"))
+
+
+def _is_read_only(error: sqlite3.Error) -> bool:
+    return _has_code(error, ("SQLITE_READONLY",), ("attempt to write a readonly database",))
+
+
+def _has_code(error: sqlite3.Error, names: Sequence[str], texts: Sequence[str]) -> bool:
+    """Whether an error has one of some result codes, extended ones included. Python 3.10 tells only the text."""
+    name: str | None = getattr(error, "sqlite_errorname", None)
+    return str(error).startswith(tuple(texts)) if name is None else name.startswith(tuple(names))
+
+
+def _timeout(url: URL) -> float:
+    return float(str(url.query.get("timeout", BUSY_SECONDS)))
+
+
+def _path(connection: Connection) -> str | None:
+    """The file of a connection's main database; None in memory."""
+    files = {name: file for _, name, file in connection.exec_driver_sql("PRAGMA database_list")}
+    return os.path.realpath(files["main"]) if files["main"] else None
+
+
+def _driver(connection: Connection) -> sqlite3.Connection:
+    return cast(sqlite3.Connection, connection.connection.driver_connection)
+
+
+def _is_explicit(driver: sqlite3.Connection) -> bool:
+    """Whether an explicit BEGIN is open on a connection with ``autocommit=True``, whose commit() and rollback() do
+    nothing."""
+    return getattr(driver, "autocommit", None) is True and driver.in_transaction
+
+
+def _has_standard_transactions(driver: sqlite3.Connection) -> bool:
+    """Whether ``autocommit`` is True or False (Python 3.12), so that ``isolation_level`` has no effect."""
+    return isinstance(getattr(driver, "autocommit", None), bool)

@@ -1,0 +1,197 @@
+"""Which transaction a thread or asyncio task is in, and how transactions nest."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from eric_sse.exception import RepositoryError
+from sqlalchemy import Connection
+
+from eric_sse_sql.errors import repository_errors
+from eric_sse_sql.execution.dialect import Driver
+from eric_sse_sql.execution.statement import Compiled, Row
+
+JOINABLE = {("postgresql", "psycopg"), ("sqlite", "pysqlite"), ("sqlite", "aiosqlite")}
+Callbacks = list[Callable[[], object]]
+
+
+class _Open(NamedTuple):
+    """A transaction that is open."""
+
+    connection: Callable[[], Connection]
+    owner: object  # the thread and task that are in it
+    needs_savepoints: bool  # whether a failed statement would abort a transaction that belongs to the application
+    after_commit: Callbacks | None  # None where the application commits
+
+
+_open: ContextVar[Mapping[Transactions, _Open]] = ContextVar("eric_sse_sql_open", default=MappingProxyType({}))
+
+
+class Transactions:
+    """The transactions of one engine, in this process.
+
+    :param driver: begins and ends them
+    """
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+
+    def current(self) -> Connection | None:
+        """The connection of the transaction that this thread and task are in."""
+        current = self._current()
+        return current.connection() if current else None
+
+    def is_open(self) -> bool:
+        """Whether this thread and task are in a transaction."""
+        return self._current() is not None
+
+    def fetch(self, compiled: Compiled, values: Any) -> Sequence[Row] | None:
+        """Run a statement in the open transaction. All its rows; None where no transaction is open.
+
+        In a transaction of the application, a statement that fails changes nothing, and the transaction stays usable.
+        """
+        current = self._current()
+        if current is None:
+            return None
+        connection = current.connection()
+        with _savepoint(connection) if current.needs_savepoints else nullcontext():
+            result = connection.exec_driver_sql(compiled.sql, values)
+            return result.fetchall() if result.returns_rows else ()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All statements inside are one transaction or, in an open transaction, one savepoint. An exception rolls it
+        back."""
+        current = self._current()
+        after_commit: Callbacks = []
+        if current is not None:
+            connection = current.connection()
+            joined = current.after_commit is None
+            with _savepoint(connection), self._opened(lambda: connection, None if joined else after_commit):
+                yield
+            if current.after_commit is not None:
+                current.after_commit.extend(after_commit)
+            return
+        with self.begun() as connection:
+            with self._opened(lambda: connection, after_commit):
+                yield
+            with repository_errors("the transaction can't be committed"):
+                self._driver.commit(connection)
+        for callback in after_commit:
+            callback()
+
+    def after_commit(self, callback: Callable[[], object]) -> None:
+        """Call a function when the open transaction or savepoint is committed; at once, where none is open.
+
+        It is never called where that is rolled back, or where the application commits.
+        """
+        current = self._current()
+        if current is None:
+            callback()
+        elif current.after_commit is not None:
+            current.after_commit.append(callback)
+
+    @contextmanager
+    def joined(self, connect: Callable[[], Connection]) -> Iterator[None]:
+        """All statements inside are part of a transaction of the application, which alone ends it.
+
+        :param connect: returns its connection, and is called for each statement, as a session may set a savepoint
+        :raises RepositoryError: for a connection without a transaction, and for one to another database
+        """
+
+        def begun() -> Connection:
+            connection = connect()
+            self._driver.begin_joined(connection)
+            return connection
+
+        with repository_errors("the transaction can't be joined"):
+            self._check_joinable(connect())
+            begun()
+        with self._opened(begun, None, needs_savepoints=self._driver.fails_transactions):
+            yield
+
+    @contextmanager
+    def begun(self) -> Iterator[Connection]:
+        """A connection in a new transaction, which is rolled back unless it was committed."""
+        with repository_errors("no transaction can be begun"):
+            connection = self._driver.begin()
+        try:
+            yield connection
+        finally:
+            try:
+                if not connection.invalidated:
+                    self._driver.roll_back(connection)
+            except BaseException:
+                connection.invalidate()
+                raise
+            finally:
+                connection.close()
+
+    def after_fork_in_child(self) -> None:
+        """Forget the open transactions: they are the parent's."""
+        _open.set(MappingProxyType({}))
+
+    def _current(self) -> _Open | None:
+        opened = _open.get().get(self)
+        return opened if opened is not None and opened.owner == _owner() else None
+
+    @contextmanager
+    def _opened(
+        self,
+        connection: Callable[[], Connection],
+        after_commit: Callbacks | None,
+        needs_savepoints: bool = False,
+    ) -> Iterator[None]:
+        token = _open.set({**_open.get(), self: _Open(connection, _owner(), needs_savepoints, after_commit)})
+        try:
+            yield
+        finally:
+            _open.reset(token)
+
+    def _check_joinable(self, connection: Connection) -> None:
+        current = self.current()
+        if current is not None and current is not connection:
+            raise RepositoryError("another transaction of this Database is open here; join first, or end that one")
+        if (connection.dialect.name, connection.dialect.driver) not in JOINABLE:
+            raise RepositoryError(
+                f"a connection of {connection.dialect.name}+{connection.dialect.driver} can't be joined; "
+                "connect with psycopg (postgresql+psycopg://...) or with SQLite"
+            )
+        if connection.dialect.name != self._driver.engine.dialect.name or not self._driver.is_same_database(connection):
+            raise RepositoryError(
+                "the connection leads to another database than this Database, as far as can be told; join a connection "
+                "to the same one, made with the same host, port and name"
+            )
+        if self._driver.is_in_autocommit(connection):
+            raise RepositoryError(
+                "the connection is in autocommit: it has no transaction to join, and what it executes is committed at "
+                "once; join a session of an engine of your own, made without isolation_level='AUTOCOMMIT'"
+            )
+
+
+@contextmanager
+def _savepoint(connection: Connection) -> Iterator[None]:
+    with repository_errors("no savepoint can be set"):
+        savepoint = connection.begin_nested()
+    try:
+        yield
+    except BaseException:
+        savepoint.rollback()
+        raise
+    with repository_errors("the savepoint can't be released"):
+        savepoint.commit()
+
+
+def _owner() -> object:
+    """This thread and asyncio task."""
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:
+        task = None
+    return threading.get_ident(), task

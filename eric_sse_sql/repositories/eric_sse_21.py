@@ -1,0 +1,218 @@
+"""The repositories of eric-sse 2.1, on a SQL database."""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from eric_sse.connection import Connection, ConnectionsFactory
+from eric_sse.entities import AbstractChannel
+from eric_sse.exception import InvalidConnectionException, InvalidListenerException, RepositoryError
+from eric_sse.interfaces import (
+    ConnectionRepositoryInterface,
+    ListenerRepositoryInterface,
+    QueueRepositoryInterface,
+)
+from eric_sse.listener import MessageQueueListener
+from eric_sse.queues import Queue
+from eric_sse.repository import AbstractChannelRepository
+
+from eric_sse_sql.channels import SqlSSEChannel
+from eric_sse_sql.contract import ItemNotFound
+from eric_sse_sql.database import Database
+from eric_sse_sql.keys import validate_key
+from eric_sse_sql.queues import SqlConnectionsFactory
+from eric_sse_sql.repositories.store import ConnectionKeyedStore, record_of, registered
+from eric_sse_sql.sql import connections as sql
+
+
+class SqlListenersRepository(ListenerRepositoryInterface):
+    """Listeners by the id of their connection, which may be persisted later.
+
+    :param store: where they are
+    """
+
+    def __init__(self, store: ConnectionKeyedStore) -> None:
+        self._store = store
+
+    def load(self, connection_id: str) -> MessageQueueListener:
+        """The listener of a connection.
+
+        :raises InvalidListenerException: when there is none
+        """
+        try:
+            listener: MessageQueueListener = self._store.listeners.fetch_one(connection_id)
+        except ItemNotFound as error:
+            raise InvalidListenerException(f"connection {connection_id} has no listener") from error
+        return listener
+
+    def persist(self, connection_id: str, listener: MessageQueueListener) -> None:
+        """Store the listener of a connection, in place of the one that it had."""
+        self._store.persist_object(self._store.listeners, sql.SET_LISTENER_ID, connection_id, listener)
+
+    def delete(self, connection_id: str) -> None:
+        """Delete the listener of a connection, and the connection, if they are there."""
+        self._store.listeners.delete(connection_id)
+
+
+class SqlQueuesRepository(QueueRepositoryInterface):
+    """Queues by the id of their connection, which may be persisted later.
+
+    :param store: where they are
+    """
+
+    def __init__(self, store: ConnectionKeyedStore) -> None:
+        self._store = store
+
+    def load(self, connection_id: str) -> Queue:
+        """The queue of a connection.
+
+        :raises InvalidConnectionException: when there is none
+        """
+        try:
+            queue: Queue = self._store.queues.fetch_one(connection_id)
+        except ItemNotFound as error:
+            raise InvalidConnectionException(f"connection {connection_id} has no queue") from error
+        return queue
+
+    def persist(self, connection_id: str, queue: Queue) -> None:
+        """Store the queue of a connection, in place of the one that it had.
+
+        :raises RepositoryError: when it keeps its messages in this process
+        """
+        self._store.persist_object(self._store.queues, sql.SET_QUEUE_ID, connection_id, queue)
+
+    def delete(self, connection_id: str) -> None:
+        """Delete the queue of a connection, its messages, and the connection, if they are there."""
+        self._store.delete_queue(connection_id)
+
+
+class SqlConnectionsRepository(ConnectionRepositoryInterface):
+    """Connections by their channel and their own id. Each call is atomic.
+
+    :param store: where they are
+    """
+
+    def __init__(self, store: ConnectionKeyedStore) -> None:
+        self._store = store
+        self._listeners = SqlListenersRepository(store)
+        self._queues = SqlQueuesRepository(store)
+
+    @property
+    def listeners_repository(self) -> SqlListenersRepository:
+        """The listeners of the connections."""
+        return self._listeners
+
+    @property
+    def queues_repository(self) -> SqlQueuesRepository:
+        """The queues of the connections."""
+        return self._queues
+
+    def load_all(self, channel_id: str) -> Iterator[Connection]:
+        """The connections of a channel, ordered by id: one statement, a join, however many there are."""
+        return self._store.connections(channel_id)
+
+    def load_one(self, channel_id: str, connection_id: str) -> Connection:
+        """The connection of an id.
+
+        :raises ItemNotFound: when the channel has none of it
+        """
+        return self._store.connection_in(validate_key("a channel id", channel_id), connection_id)
+
+    def persist(self, channel_id: str, connection: Connection) -> None:
+        """Store a connection, its listener and its queue. Its channel may be persisted later.
+
+        :raises RepositoryError: when the listener or the queue can't be stored; nothing is then
+        """
+        self._store.persist_connection(connection.id, record_of(connection), channel_id)
+
+    def delete(self, channel_id: str, connection_id: str) -> None:
+        """Delete a connection of a channel with its listener, its queue and its messages, if it is there."""
+        self._store.delete_connection_in(channel_id, connection_id)
+
+
+class AbstractSqlChannelRepository(AbstractChannelRepository, ABC):
+    """Channels of an application's own type, with their connections: needs ``create`` and ``_channel_to_dict``.
+
+    A channel is stored as the dictionary that ``_channel_to_dict`` makes of it, and comes back as what ``create`` makes
+    of that. Each call is atomic, and a constant number of statements.
+
+    :param database: where the channels are: all those of the database
+    :param connections_factory: what new channels make connections with; by default :class:`SqlConnectionsFactory`
+    """
+
+    def __init__(self, database: Database, connections_factory: ConnectionsFactory | None = None) -> None:
+        self._store = ConnectionKeyedStore(database)
+        self._connections_repository = SqlConnectionsRepository(self._store)
+        super().__init__(
+            storage=self._store.channel_objects,
+            connections_repository=self._connections_repository,
+            connections_factory=connections_factory or SqlConnectionsFactory(database),
+        )
+
+    @property
+    def connections_repository(self) -> SqlConnectionsRepository:
+        """The connections of the channels."""
+        return self._connections_repository
+
+    def load_all(self) -> Iterable[AbstractChannel]:
+        """All channels, their connections registered, ordered by id: two statements for each hundred."""
+        for stored, connections in self._store.channels():
+            yield registered(self._created(stored), connections)
+
+    def load_one(self, channel_id: str) -> AbstractChannel:
+        """The channel of an id, its connections registered. One statement.
+
+        :raises ItemNotFound: when there is none
+        """
+        stored, connections = self._store.channel(channel_id)
+        return registered(self._created(stored), connections)
+
+    def persist(self, channel: AbstractChannel) -> None:
+        """Store a channel and the connections registered with it.
+
+        A connection that this channel object was loaded or persisted with, and has no more, is deleted with its
+        listener, queue and messages. One that it never knew stays: another process may have added it.
+
+        :raises RepositoryError: when the channel, a listener or a queue can't be stored; nothing is then
+        """
+        connections = [record_of(connection) for connection in channel.get_connections()]
+        self._store.persist_channel(
+            validate_key("a channel id", channel.id), self._channel_to_dict(channel), channel, connections
+        )
+
+    def delete(self, channel_id: str) -> None:
+        """Delete a channel, if it is there: with its connections, their listeners, queues and messages."""
+        self._store.delete_channel(channel_id)
+
+    def _created(self, stored: Any) -> AbstractChannel:
+        if not isinstance(stored, dict):
+            raise RepositoryError("the channel was stored by ChannelRepository; load it with that")
+        return self.create(stored)
+
+
+class SqlSSEChannelRepository(AbstractSqlChannelRepository):
+    """Channels of server-sent events, with their connections.
+
+    :param database: where the channels are: all those of the database
+    :param connections_factory: what new channels make connections with; by default :class:`SqlConnectionsFactory` with
+        queues that don't block
+    """
+
+    def create(self, channel_data: dict[str, Any]) -> SqlSSEChannel:
+        """A new channel, which is not persisted yet.
+
+        :param channel_data: parameters of :class:`SqlSSEChannel`, but for the connections factory: that of the
+            repository is used
+        """
+        return SqlSSEChannel(**channel_data, connections_factory=self.connections_factory)
+
+    @staticmethod
+    def _channel_to_dict(channel: Any) -> dict[str, Any]:
+        return {
+            "channel_id": channel.id,
+            "stream_delay_seconds": channel.stream_delay_seconds,
+            "retry_timeout_milliseconds": channel.retry_timeout_milliseconds,
+            "replay_seconds": getattr(channel, "replay_seconds", 0),
+        }

@@ -1,0 +1,376 @@
+"""``ChannelStore``: the data mapper between channels and connections and their tables.
+
+The number of statements of a call does not grow with the connections of a channel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import groupby
+from operator import attrgetter, itemgetter
+from typing import Any, NamedTuple, TypeVar
+
+from eric_sse.connection import Connection
+from eric_sse.entities import AbstractChannel
+from eric_sse.listener import MessageQueueListener
+from eric_sse.queues import Queue
+
+from eric_sse_sql import contract
+from eric_sse_sql.codec import class_path
+from eric_sse_sql.contract import ItemNotFound
+from eric_sse_sql.database import Database
+from eric_sse_sql.errors import repository_errors
+from eric_sse_sql.execution.statement import Statement
+from eric_sse_sql.keys import (
+    CHANNELS,
+    CONNECTION_LISTENERS,
+    CONNECTION_QUEUES,
+    LISTENERS,
+    QUEUES,
+    new_id,
+    validate_key,
+)
+from eric_sse_sql.pickles.blob_template import BlobTemplate
+from eric_sse_sql.queues import BlockingSqlQueue, SqlQueue
+from eric_sse_sql.sql import connections as sql
+from eric_sse_sql.sql import entries
+from eric_sse_sql.sql.connections import KnownConnection, StoredChannel, StoredConnection
+from eric_sse_sql.storage import SqlStorageEngine, keyset_pages
+
+CHANNELS_A_PAGE = 100
+
+
+class ObjectStorage(SqlStorageEngine):
+    """The entries that channels and connections refer to, in a namespace apart from those of applications.
+
+    :param templates: of the most common objects
+    """
+
+    def __init__(self, database: Database, namespace: str, templates: Sequence[BlobTemplate[Any]] = ()) -> None:
+        self._set_up(database, namespace)
+        self._templates = () if database.codec.signs else templates  # signed blobs of equal objects differ
+
+    def load_object(self, entry_key: str, object_id: str, blob: bytes) -> Any:
+        """The object of a row, by its primary key, its own id and its blob."""
+        for template in self._templates:
+            found = template.read(blob, object_id)
+            if found is not None:
+                return found
+        return self.value(entry_key, blob)
+
+    def object_entry(self, entry_key: str, object_id: str, value: object) -> dict[str, Any]:
+        """The parameters that store an object with an id of its own, as :meth:`entry` does."""
+        for template in self._templates:
+            blob = template.write(value, object_id)
+            if blob is not None:
+                return {"key": entry_key, "value": blob, "value_type": class_path(type(value))}
+        return self.entry(entry_key, value)
+
+    def delete(self, key: str) -> None:
+        """Delete an object, and the connections that need it."""
+        entry_key = self.entry_key(key)
+        with repository_errors("the object can't be deleted"), self.database.transaction():
+            self.database.executor.run(sql.DELETE_CONNECTIONS_OF_OBJECT, key=entry_key)
+            super().delete(key)
+
+
+class ConnectionRecord(NamedTuple):
+    """The parts of a connection."""
+
+    id: str | None  # None where eric-sse 2.0 keeps no id
+    listener: MessageQueueListener
+    queue: Queue
+
+
+class ChannelStore:
+    """Channels, their connections, and the objects and messages of both. Each call is atomic.
+
+    Listeners and queues are stored under their own ids.
+
+    :param database: where they are
+    """
+
+    listeners_namespace, queues_namespace = LISTENERS, QUEUES
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._executor = database.executor
+        queue_templates = [_queue_template(database, each) for each in (SqlQueue, BlockingSqlQueue)]
+        self.listeners = ObjectStorage(database, self.listeners_namespace, [_listener_template(database)])
+        self.queues = ObjectStorage(database, self.queues_namespace, queue_templates)
+        self.channel_objects = ObjectStorage(database, CHANNELS)
+
+    # Connections
+
+    def connections(self, channel_id: str) -> Iterator[Connection]:
+        """The connections of a channel, by id. One statement, run at once; objects are built as they are asked for."""
+        validate_key("a channel id", channel_id)
+        with repository_errors("the connections can't be loaded"):
+            rows = self._executor.run(sql.OF_CHANNEL, channel_id=channel_id)
+        return map(self._connection, map(StoredConnection._make, rows))
+
+    def connection(self, connection_id: str) -> Connection:
+        """One connection.
+
+        :raises ItemNotFound: when there is none of that id
+        """
+        return self._connection(self._connection_row(connection_id))
+
+    def _connection_row(self, connection_id: str) -> StoredConnection:
+        """The row of one connection.
+
+        :raises ItemNotFound: when there is none of that id
+        """
+        validate_key("a connection id", connection_id)
+        with repository_errors("the connection can't be loaded"):
+            rows = self._executor.run(sql.ONE_CONNECTION, connection_id=connection_id)
+        if not rows:
+            raise ItemNotFound(connection_id)
+        return StoredConnection._make(rows[0])
+
+    def persist_connection(self, connection_id: str, record: ConnectionRecord, channel_id: str | None) -> None:
+        """Store a connection, its listener and its queue.
+
+        :param channel_id: its channel; None leaves it where it is
+        :raises ItemNotFound: when there is no such channel
+        """
+        row = self._row(validate_key("a connection id", connection_id), record, channel_id)
+        objects = self._objects([row], [record])
+        with repository_errors("the connection can't be persisted"), self._database.transaction():
+            if channel_id is not None:
+                self._lock_channel(validate_key("a channel id", channel_id))
+            self._executor.run_many(entries.UPSERT_MANY, objects)
+            self._executor.run_many(sql.UPSERT_CONNECTIONS, [row])
+
+    def _lock_channel(self, channel_id: str) -> None:
+        """Keep a channel from being deleted until the end of the transaction.
+
+        :raises ItemNotFound: when there is none of that id
+        """
+        if not self._executor.run(sql.LOCK_CHANNEL, channel_id=channel_id):
+            raise ItemNotFound(channel_id)
+
+    def delete_connection(self, connection_id: str) -> None:
+        """Delete a connection with its messages, and with its listener and queue unless another connection has them."""
+        validate_key("a connection id", connection_id)
+        with repository_errors("the connection can't be deleted"), self._database.transaction():
+            self._run_all(sql.DELETE_CONNECTION, connection_id=connection_id)
+
+    def delete_queue(self, queue_id: str) -> None:
+        """Delete a queue with its messages, and the connections that need it."""
+        with repository_errors("the queue can't be deleted"), self._database.transaction():
+            self.queues.delete(queue_id)
+            self._run_all(sql.DELETE_OF_QUEUE, queue_id=queue_id)
+
+    # Channels
+
+    def channels(self) -> Iterator[tuple[Any, list[Connection]]]:
+        """All channels, as they were stored, with their connections, by id: two statements a page."""
+        pages = keyset_pages(
+            self._database, sql.FIRST_CHANNELS, sql.NEXT_CHANNELS, "", CHANNELS_A_PAGE, CHANNELS_A_PAGE
+        )
+        for page in pages:
+            channels = list(map(StoredChannel._make, page))
+            with repository_errors("the connections can't be loaded"):
+                rows = self._executor.run(sql.OF_CHANNELS, first=channels[0].id, last=channels[-1].id)
+            of_page = groupby(map(StoredConnection._make, rows), attrgetter("channel_id"))
+            connections = {channel_id: list(group) for channel_id, group in of_page}
+            for channel in channels:
+                stored = self.channel_objects.value(channel.entry_key, channel.value)
+                yield stored, [self._connection(row) for row in connections.get(channel.id, ())]
+
+    def channel(self, channel_id: str) -> tuple[Any, list[Connection]]:
+        """One channel, as it was stored, and its connections. One statement.
+
+        :raises ItemNotFound: when there is none of that id
+        """
+        validate_key("a channel id", channel_id)
+        with repository_errors("the channel can't be loaded"):
+            rows = list(map(StoredConnection._make, self._executor.run(sql.ONE_CHANNEL, channel_id=channel_id)))
+        channel = next((row for row in rows if row.id is None), None)  # its entry is in the place of the listener's
+        if channel is None:
+            raise ItemNotFound(channel_id)
+        stored = self.channel_objects.value(channel.listener_key, channel.listener)
+        return stored, [self._connection(row) for row in rows if row is not channel]
+
+    def persist_channel(
+        self, channel_id: str, stored: object, channel: AbstractChannel, connections: Sequence[ConnectionRecord]
+    ) -> None:
+        """Store a channel with its connections, and delete those that the object does not have any more.
+
+        Deleted are connections with which the object was loaded or persisted; those that another process has added
+        stay. A listener has one connection in a channel: another one that it had there is deleted. A connection without
+        id is the one stored for the same listener and queue, or a new one.
+
+        :param stored: the object that is stored for the channel
+        """
+        rows = [self._row(record.id, record, channel_id) for record in connections]
+        objects = self._objects(rows, connections)
+        entry_key = self.channel_objects.entry_key(channel_id)
+        entry = self.channel_objects.entry(entry_key, stored)
+        row = {"channel_id": channel_id, "entry_key": entry_key, "channel_type": class_path(type(channel))}
+        with repository_errors("the channel can't be persisted"), self._database.transaction():
+            others = self._identify(rows, channel_id)
+            self._executor.run_many(entries.UPSERT_MANY, [entry, *objects])
+            self._executor.run(sql.UPSERT_CHANNEL, **row)
+            self._executor.run_many(sql.UPSERT_CONNECTIONS, sorted(rows, key=itemgetter("connection_id")))
+            ids = {row["connection_id"] for row in rows}
+            known = contract.stored_ids(channel)
+            gone = sorted({*known, *others} - ids)
+            if gone:
+                self._run_all(sql.DELETE_CONNECTIONS, connection_ids=self._executor.dialect.list_value(gone))
+            # After a rollback, the removed connections are stored still, and are to be deleted by the next persist.
+            contract.set_stored_ids(channel, known | ids)
+            self._executor.transactions.after_commit(lambda: contract.set_stored_ids(channel, ids))
+
+    def delete_channel(self, channel_id: str) -> None:
+        """Delete a channel, its connections, their messages, and the listeners and queues that no other channel has."""
+        validate_key("a channel id", channel_id)
+        with repository_errors("the channel can't be deleted"), self._database.transaction():
+            self._run_all(sql.DELETE_CHANNEL, channel_id=channel_id)
+
+    # Rows
+
+    def _connection(self, row: StoredConnection) -> Connection:
+        return contract.make_connection(
+            self.listeners.load_object(row.listener_key, row.listener_id, row.listener),
+            self.queues.load_object(row.queue_key, row.queue_id, row.queue),
+            row.id,
+        )
+
+    def _row(self, connection_id: str | None, record: ConnectionRecord, channel_id: str | None) -> dict[str, Any]:
+        """The parameters of ``UPSERT_CONNECTIONS``. A queue without an id has that of its connection."""
+        listener_id: str = record.listener.id
+        queue_id: Any = getattr(record.queue, "id", connection_id)
+        listener_key, queue_key = self._object_keys(connection_id, listener_id, queue_id)
+        return {
+            "connection_id": connection_id,
+            "channel_id": channel_id,
+            "listener_id": validate_key("a listener id", listener_id),
+            "listener_key": self.listeners.entry_key(listener_key),
+            "queue_id": validate_key("a queue id", queue_id),
+            "queue_key": self.queues.entry_key(queue_key),
+        }
+
+    def _object_keys(self, connection_id: Any, listener_id: str, queue_id: str) -> tuple[str, str]:
+        """The keys of a connection's listener and queue."""
+        return listener_id, queue_id
+
+    def _objects(
+        self, rows: Sequence[Mapping[str, Any]], connections: Sequence[ConnectionRecord]
+    ) -> list[dict[str, Any]]:
+        """The entries of all listeners and queues, ordered by key, so that two writers lock them in the same order."""
+        objects: dict[str, dict[str, Any]] = {}
+        for row, record in zip(rows, connections, strict=True):
+            for storage, key, object_id, value in (
+                (self.listeners, row["listener_key"], row["listener_id"], record.listener),
+                (self.queues, row["queue_key"], row["queue_id"], record.queue),
+            ):
+                objects[key] = storage.object_entry(key, object_id, value)
+        return [objects[key] for key in sorted(objects)]
+
+    def _identify(self, rows: list[dict[str, Any]], channel_id: str) -> list[str]:
+        """Give an id to each row that has none.
+
+        :returns: the ids of all connections that the listeners of the rows have in the channel
+        """
+        if not rows:
+            return []
+        listener_ids, listener_keys = (
+            self._executor.dialect.list_value([row[name] for row in rows]) for name in ("listener_id", "listener_key")
+        )
+        found = self._executor.run(
+            sql.OF_LISTENERS, listener_ids=listener_ids, listener_keys=listener_keys, channel_id=channel_id
+        )
+        known = list(map(KnownConnection._make, found))
+        ids = {(connection.listener_id, connection.queue_id): connection.id for connection in known}
+        for row in rows:
+            if row["connection_id"] is None:
+                row["connection_id"] = ids.get((row["listener_id"], row["queue_id"]), new_id())
+        return [connection.id for connection in known if connection.channel_id is not None]
+
+    def _run_all(self, statements: Iterable[Statement], **parameters: Any) -> None:
+        for statement in statements:
+            self._executor.run(statement, **parameters)
+
+
+def _listener_template(database: Database) -> BlobTemplate[MessageQueueListener]:
+    def state(listener: MessageQueueListener) -> object:
+        return {**vars(listener), "id": None}
+
+    return BlobTemplate(contract.make_listener, lambda made: database.codec.encode(made, ""), state)
+
+
+def _queue_template(database: Database, queue_class: type[SqlQueue]) -> BlobTemplate[SqlQueue]:
+    def encode(queue: SqlQueue) -> bytes:
+        return database.codec.encode(queue, "", database)
+
+    return BlobTemplate(partial(queue_class, database), encode, lambda queue: queue.database)
+
+
+class ConnectionKeyedStore(ChannelStore):
+    """A store whose listeners and queues are stored under the id of their connection, as eric-sse 2.1 asks for.
+
+    A connection may be persisted before its channel: until then the channel's row has no type, and is not loaded.
+    """
+
+    listeners_namespace, queues_namespace = CONNECTION_LISTENERS, CONNECTION_QUEUES
+
+    def persist_object(self, storage: ObjectStorage, set_own_id: Statement, connection_id: str, value: Any) -> None:
+        """Store the listener or the queue of a connection, which may be persisted later."""
+        entry = storage.entry(storage.entry_key(connection_id), value)
+        own_id = validate_key("an id", getattr(value, "id", connection_id))
+        with repository_errors("the object can't be persisted"), self._database.transaction():
+            self._executor.run(entries.UPSERT, **entry)
+            self._executor.run(set_own_id, key=entry["key"], own_id=own_id)
+
+    def connection_in(self, channel_id: str, connection_id: str) -> Connection:
+        """One connection of a channel.
+
+        :raises ItemNotFound: when the channel has none of that id
+        """
+        row = self._connection_row(connection_id)
+        if row.channel_id != channel_id:
+            raise ItemNotFound(connection_id)
+        return self._connection(row)
+
+    def delete_connection_in(self, channel_id: str, connection_id: str) -> None:
+        """Delete a connection of a channel with its messages, its listener and its queue."""
+        validate_key("a connection id", connection_id)
+        validate_key("a channel id", channel_id)
+        with repository_errors("the connection can't be deleted"), self._database.transaction():
+            self._run_all(sql.DELETE_CONNECTION_OF_CHANNEL, connection_id=connection_id, channel_id=channel_id)
+
+    def delete_queue(self, connection_id: str) -> None:
+        """Delete the queue of a connection with its messages, and the connection."""
+        entry_key = self.queues.entry_key(connection_id)
+        with repository_errors("the queue can't be deleted"), self._database.transaction():
+            self._run_all(sql.DELETE_OF_QUEUE_OBJECT, key=entry_key)
+            self.queues.delete(connection_id)
+
+    def _lock_channel(self, channel_id: str) -> None:
+        entry_key = self.channel_objects.entry_key(channel_id)
+        self._executor.run(entries.INSERT_MISSING, **self.channel_objects.entry(entry_key, None))
+        self._executor.run(sql.INSERT_MISSING_CHANNEL, channel_id=channel_id, entry_key=entry_key, channel_type="")
+
+    def _object_keys(self, connection_id: Any, listener_id: str, queue_id: str) -> tuple[str, str]:
+        return connection_id, connection_id
+
+
+Channel = TypeVar("Channel", bound=AbstractChannel)
+
+
+def registered(channel: Channel, connections: Iterable[Connection]) -> Channel:
+    """A channel that was loaded, with its connections registered."""
+    ids = set()
+    for connection in connections:
+        contract.register(channel, connection)
+        ids.add(contract.identify(connection))
+    contract.set_stored_ids(channel, ids)
+    return channel
+
+
+def record_of(connection: Connection) -> ConnectionRecord:
+    """The record of a connection."""
+    return ConnectionRecord(contract.identify(connection), connection.listener, connection.queue)

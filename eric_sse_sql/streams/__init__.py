@@ -1,0 +1,1 @@
+"""Delivery of messages on an event loop."""

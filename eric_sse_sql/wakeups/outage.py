@@ -1,0 +1,35 @@
+"""``Outage``: one log line when the database can't be reached, and one when it can be again."""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+logger = logging.getLogger("eric_sse_sql")
+
+
+class Outage:
+    """The callers that can't reach the database now. Logs when the first one fails, and when none fails any more."""
+
+    def __init__(self) -> None:
+        self.after_fork_in_child()
+
+    def begin(self, caller: object, error: BaseException) -> None:
+        """A caller has failed to reach the database."""
+        with self._lock:
+            if not self._failing:
+                logger.warning("the database can't be queried, and is tried again: %s", type(error).__name__)
+            self._failing.add(caller)
+
+    def end(self, caller: object) -> None:
+        """A caller has succeeded, or will not try again."""
+        with self._lock:
+            if caller in self._failing:
+                self._failing.discard(caller)
+                if not self._failing:
+                    logger.warning("the database can be queried again")
+
+    def after_fork_in_child(self) -> None:
+        """Forget the parent's callers, and replace the lock, which its threads may hold."""
+        self._lock = threading.Lock()
+        self._failing: set[object] = set()
