@@ -15,13 +15,12 @@ from eric_sse_sql.execution.statement import Compiled, Row
 class DriverConnection:
     """A driver's connection that was checked out of a pool."""
 
-    __slots__ = ("cursor", "driver", "pool", "pooled", "restore", "session")
+    __slots__ = ("driver", "pool", "pooled", "restore", "session")
 
     def __init__(self, engine: Engine) -> None:
         self.pool: Pool = engine.pool
         self.pooled: PoolProxiedConnection = engine.raw_connection()
         self.driver: Any = self.pooled.driver_connection
-        self.cursor: Any = None  # of psycopg, where making a cursor is a third of a statement's cost to the client
         self.restore: Any = None  # the setting that the pool gets back
         self.session: Any = None  # what is known of the server's session
 

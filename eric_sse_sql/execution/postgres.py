@@ -151,13 +151,14 @@ class _Session:
     """What is known of the session behind one connection. Kept in the pool's record of the connection."""
 
     KEY = "eric_sse_sql.session"
-    __slots__ = ("is_read_committed", "plans_expire")
+    __slots__ = ("cursor", "is_read_committed", "plans_expire")
 
     def __init__(self, connection: Any) -> None:
         """:param connection: the driver's, in autocommit"""
         (level,) = _cursor(connection).execute("SELECT current_setting('default_transaction_isolation')").fetchone()
         self.is_read_committed = level == READ_COMMITTED
         self.plans_expire = time.monotonic() + PLAN_SECONDS
+        self.cursor: Any = None  # kept, since making a cursor is a third of a statement's cost to the client
 
 
 class PostgresDriver:
@@ -205,13 +206,13 @@ class PostgresDriver:
         session = connection.session
         if self._prepares:
             _discard_old_plans(session, connection.driver)
-        cursor = connection.cursor or _cursor(connection.driver)
+        cursor = session.cursor or _cursor(connection.driver)
         if session.is_read_committed:
             cursor.execute(compiled.sql, values)
         else:
             _execute_in_read_committed(connection.driver, cursor, compiled.sql, values)
         rows: Sequence[Row] = cursor.fetchall() if cursor.rownumber is not None else ()
-        connection.cursor = cursor if len(rows) < 2 else None  # a cursor keeps its rows until the next execute
+        session.cursor = cursor if len(rows) < 2 else None  # a cursor keeps its rows until the next execute
         return rows
 
     def needs_transaction(self, compiled: Compiled) -> bool:
