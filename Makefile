@@ -1,7 +1,8 @@
-# Every target makes its own environment; nothing is installed outside .venv and .tox.
+# Every target installs what it needs, and no more, into .venv; the test matrix into .tox.
 PYTHON ?= python3
 BIN := .venv/bin
-READY := .venv/.ready
+PACKAGE := .venv/.package
+READY := .venv/.dev
 # Interpreters that pyenv keeps off the PATH.
 PYENV_BINS := $(subst $(eval) ,:,$(wildcard $(HOME)/.pyenv/versions/3.1*/bin))
 
@@ -11,17 +12,22 @@ PYENV_BINS := $(subst $(eval) ,:,$(wildcard $(HOME)/.pyenv/versions/3.1*/bin))
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
-$(READY): pyproject.toml $(wildcard migrations/*.py)
+$(PACKAGE): pyproject.toml $(wildcard migrations/*.py)
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade 'pip>=25.1'
-	$(BIN)/pip install --quiet --editable . --group dev
+	$(BIN)/pip install --quiet --editable .
 	touch $@
 
-demo: $(READY) ## the main job, on SQLite; ARGS="--url postgresql://..." for another database
+# A dependency group of pyproject.toml.
+.venv/.%: $(PACKAGE)
+	$(BIN)/pip install --quiet --group $*
+	touch $@
+
+demo: $(PACKAGE) $(if $(findstring postgres,$(ARGS)),.venv/.postgres) ## the main job, on SQLite; ARGS="--url postgresql://..." for another database
 	$(BIN)/python examples/demo.py $(ARGS)
 
 live: export ERIC_SSE_SQL_URL ?= sqlite:///live_feed.db
-live: $(READY) ## a page that shows what others type, on SQLite; ARGS="--port 8001 --workers 2" for the server
+live: .venv/.live $(if $(findstring postgres,$(ERIC_SSE_SQL_URL)),.venv/.postgres) ## a page that shows what others type, on SQLite; ARGS="--port 8001 --workers 2" for the server
 	$(BIN)/uvicorn app:app --app-dir examples/live_feed $(ARGS)
 
 test: lint ## lint, types, and the tests on SQLite in memory, SQLite in a file, and Postgres
@@ -36,8 +42,7 @@ coverage: $(READY) ## which lines and branches the tests reach
 	$(BIN)/coverage run -m pytest $(ARGS)
 	$(BIN)/coverage report --show-missing
 
-bench: $(READY) ## measure against the raw drivers, and keep the figures
-	$(BIN)/pip install --quiet --group bench
+bench: $(READY) .venv/.bench ## measure against the raw drivers, and keep the figures
 	$(BIN)/python -m benchmarks $(ARGS)
 
 test-matrix: $(READY) ## the tests on every Python 3.10-3.13 found, both eric-sse, and the lowest dependencies
