@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session, scoped_session
 from eric_sse_sql.codec import PersistentReference, PickleCodec
 from eric_sse_sql.errors import repository_errors
 from eric_sse_sql.execution import fork
-from eric_sse_sql.execution.dialect import CommitSignal
+from eric_sse_sql.execution.driver import CommitSignal
 from eric_sse_sql.execution.engines import are_same_database, driver_of, make_engine, refuse_options
 from eric_sse_sql.execution.executor import Executor
 from eric_sse_sql.sql import pruning

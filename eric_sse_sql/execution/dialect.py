@@ -1,27 +1,11 @@
-"""In what the databases differ: how a statement is written, and how it is run."""
+"""``Dialect``: how statements are written for a database."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from enum import Enum
-from typing import TYPE_CHECKING, Any, Protocol
-
-from sqlalchemy import Connection, Engine
-
-if TYPE_CHECKING:
-    from eric_sse_sql.execution.pinned import DriverConnection
-    from eric_sse_sql.execution.statement import Compiled, Row
+from typing import Any, Protocol
 
 Construct = Any  # a construct of SQLAlchemy, whose releases 2.0 and 2.1 give it different type parameters
-
-
-class CommitSignal(Enum):
-    """How a process learns that another one has committed."""
-
-    NOTIFICATION = "LISTEN and NOTIFY"
-    DATA_VERSION = "the change counter of a SQLite file"
-    POLLING = "no signal: a query now and then"
-    UNREACHABLE = "each thread has a database of its own"
 
 
 class Dialect(Protocol):
@@ -80,70 +64,3 @@ class Dialect(Protocol):
 
     def seconds_value(self, seconds: float) -> Any:
         """The value to bind for such a shift."""
-
-
-class Driver(Protocol):
-    """How statements and transactions run on the connections of one engine."""
-
-    engine: Engine
-    dialect: Dialect
-    commit_signal: CommitSignal
-    #: How many connections may be pinned: kept between calls, outside of the pool.
-    pinned_connections: int
-    #: Whether a list of rows is bound as one list for each column, not as a row for each execution.
-    binds_columns: bool
-    #: Whether tables are in schemas.
-    has_schemas: bool
-    #: Whether a failed statement aborts the transaction around it.
-    fails_transactions: bool
-
-    # A statement by itself
-
-    def enter_autocommit(self, connection: DriverConnection) -> bool:
-        """Prepare a connection of the pool for statements in autocommit. False where it can't be used for them."""
-
-    def leave_autocommit(self, connection: DriverConnection) -> None:
-        """Give the connection its settings back, before it returns to the pool."""
-
-    def fetch(self, connection: DriverConnection, compiled: Compiled, values: Any) -> Sequence[Row]:
-        """Run a statement on the driver's cursor, in a transaction of its own. All its rows."""
-
-    def needs_transaction(self, compiled: Compiled) -> bool:
-        """Whether a single statement that goes through the engine runs in a transaction of :meth:`begin`."""
-
-    def fetch_through_engine(self, compiled: Compiled, values: Any) -> Sequence[Row]:
-        """Run a statement through SQLAlchemy, in a transaction of its own. All its rows."""
-
-    def is_closed(self, connection: Any) -> bool:
-        """Whether the server has closed a driver's connection, as far as the client knows without a round trip."""
-
-    def is_broken(self, error: BaseException, connection: Any) -> bool:
-        """Whether a driver's connection can't be used any more, after an error."""
-
-    def detached_connection(self) -> Any:
-        """A new driver's connection with the settings of the engine, which does not return to its pool."""
-
-    # Transactions
-
-    def begin(self) -> Connection:
-        """A connection in a new transaction: READ COMMITTED on Postgres, BEGIN IMMEDIATE on SQLite."""
-
-    def commit(self, connection: Connection) -> None:
-        """Commit the transaction of :meth:`begin`.
-
-        :raises RepositoryError: when a statement in it has failed, so that the database can only roll it back
-        """
-
-    def roll_back(self, connection: Connection) -> None:
-        """End, on the driver, whatever is still open after :meth:`begin`."""
-
-    # Transactions of the application
-
-    def is_same_database(self, connection: Connection) -> bool:
-        """Whether a connection of the application leads to the database of the engine. Its transaction stays usable."""
-
-    def is_in_autocommit(self, connection: Connection) -> bool:
-        """Whether a connection has no transaction, and each of its statements is committed at once."""
-
-    def begin_joined(self, connection: Connection) -> None:
-        """Begin on the driver what SQLAlchemy has begun."""

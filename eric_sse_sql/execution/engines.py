@@ -10,7 +10,7 @@ from eric_sse.exception import RepositoryError
 from sqlalchemy import URL, Engine, create_engine, make_url
 
 from eric_sse_sql.execution import postgres, sqlite
-from eric_sse_sql.execution.dialect import Driver
+from eric_sse_sql.execution.driver import Driver
 
 
 def make_engine(bind: str | URL, *, through_proxy: bool = False) -> Engine:

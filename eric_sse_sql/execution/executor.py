@@ -9,7 +9,7 @@ from eric_sse.exception import RepositoryError
 from sqlalchemy import Connection, Engine
 
 from eric_sse_sql.execution import fork
-from eric_sse_sql.execution.dialect import Driver
+from eric_sse_sql.execution.driver import Driver
 from eric_sse_sql.execution.engines import is_observed
 from eric_sse_sql.execution.pinned import PinnedConnections
 from eric_sse_sql.execution.statement import Compiled, Row, Statement

@@ -5,24 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Engine, Pool, PoolProxiedConnection
-
 from eric_sse_sql.execution import fork
-from eric_sse_sql.execution.dialect import Driver
+from eric_sse_sql.execution.driver import Driver, DriverConnection
 from eric_sse_sql.execution.statement import Compiled, Row
-
-
-class DriverConnection:
-    """A driver's connection that was checked out of a pool."""
-
-    __slots__ = ("driver", "pool", "pooled", "restore", "session")
-
-    def __init__(self, engine: Engine) -> None:
-        self.pool: Pool = engine.pool
-        self.pooled: PoolProxiedConnection = engine.raw_connection()
-        self.driver: Any = self.pooled.driver_connection
-        self.restore: Any = None  # the setting that the pool gets back
-        self.session: Any = None  # what is known of the server's session
 
 
 class PinnedConnections:

@@ -32,8 +32,8 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import aliased
 
-from eric_sse_sql.execution.dialect import CommitSignal, Construct, Dialect
-from eric_sse_sql.execution.pinned import DriverConnection
+from eric_sse_sql.execution.dialect import Construct, Dialect
+from eric_sse_sql.execution.driver import CommitSignal, DriverConnection
 from eric_sse_sql.execution.statement import Compiled, Row, notification
 
 ADVISORY_CLASS = 0x65726963  # the first key of every advisory lock: any number, the same in every process

@@ -17,8 +17,8 @@ from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import TimeoutError
 from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 
-from eric_sse_sql.execution.dialect import CommitSignal, Construct, Dialect
-from eric_sse_sql.execution.pinned import DriverConnection
+from eric_sse_sql.execution.dialect import Construct, Dialect
+from eric_sse_sql.execution.driver import CommitSignal, DriverConnection
 from eric_sse_sql.execution.statement import Compiled, Row
 
 BUSY_SECONDS = 30  # for which a statement waits for other writers, unless the URL says otherwise

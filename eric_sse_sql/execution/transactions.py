@@ -14,7 +14,7 @@ from eric_sse.exception import RepositoryError
 from sqlalchemy import Connection
 
 from eric_sse_sql.errors import repository_errors
-from eric_sse_sql.execution.dialect import Driver
+from eric_sse_sql.execution.driver import Driver
 from eric_sse_sql.execution.statement import Compiled, Row
 
 JOINABLE = {("postgresql", "psycopg"), ("sqlite", "pysqlite"), ("sqlite", "aiosqlite")}

@@ -6,7 +6,6 @@ The number of statements of a call does not grow with the connections of a chann
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import partial
 from itertools import groupby
 from operator import attrgetter, itemgetter
 from typing import Any, NamedTuple, TypeVar
@@ -31,48 +30,14 @@ from eric_sse_sql.keys import (
     new_id,
     validate_key,
 )
-from eric_sse_sql.pickles.blob_template import BlobTemplate
 from eric_sse_sql.queues import BlockingSqlQueue, SqlQueue
+from eric_sse_sql.repositories.objects import ObjectStorage, listener_template, queue_template
 from eric_sse_sql.sql import connections as sql
 from eric_sse_sql.sql import entries
 from eric_sse_sql.sql.connections import KnownConnection, StoredChannel, StoredConnection
-from eric_sse_sql.storage import SqlStorageEngine, keyset_pages
+from eric_sse_sql.storage import keyset_pages
 
 CHANNELS_A_PAGE = 100
-
-
-class ObjectStorage(SqlStorageEngine):
-    """The entries that channels and connections refer to, in a namespace apart from those of applications.
-
-    :param templates: of the most common objects
-    """
-
-    def __init__(self, database: Database, namespace: str, templates: Sequence[BlobTemplate[Any]] = ()) -> None:
-        self._set_up(database, namespace)
-        self._templates = () if database.codec.signs else templates  # signed blobs of equal objects differ
-
-    def load_object(self, entry_key: str, object_id: str, blob: bytes) -> Any:
-        """The object of a row, by its primary key, its own id and its blob."""
-        for template in self._templates:
-            found = template.read(blob, object_id)
-            if found is not None:
-                return found
-        return self.value(entry_key, blob)
-
-    def object_entry(self, entry_key: str, object_id: str, value: object) -> dict[str, Any]:
-        """The parameters that store an object with an id of its own, as :meth:`entry` does."""
-        for template in self._templates:
-            blob = template.write(value, object_id)
-            if blob is not None:
-                return {"key": entry_key, "value": blob, "value_type": class_path(type(value))}
-        return self.entry(entry_key, value)
-
-    def delete(self, key: str) -> None:
-        """Delete an object, and the connections that need it."""
-        entry_key = self.entry_key(key)
-        with repository_errors("the object can't be deleted"), self.database.transaction():
-            self.database.executor.run(sql.DELETE_CONNECTIONS_OF_OBJECT, key=entry_key)
-            super().delete(key)
 
 
 class ConnectionRecord(NamedTuple):
@@ -96,8 +61,8 @@ class ChannelStore:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._executor = database.executor
-        queue_templates = [_queue_template(database, each) for each in (SqlQueue, BlockingSqlQueue)]
-        self.listeners = ObjectStorage(database, self.listeners_namespace, [_listener_template(database)])
+        queue_templates = [queue_template(database, each) for each in (SqlQueue, BlockingSqlQueue)]
+        self.listeners = ObjectStorage(database, self.listeners_namespace, [listener_template(database)])
         self.queues = ObjectStorage(database, self.queues_namespace, queue_templates)
         self.channel_objects = ObjectStorage(database, CHANNELS)
 
@@ -293,20 +258,6 @@ class ChannelStore:
     def _run_all(self, statements: Iterable[Statement], **parameters: Any) -> None:
         for statement in statements:
             self._executor.run(statement, **parameters)
-
-
-def _listener_template(database: Database) -> BlobTemplate[MessageQueueListener]:
-    def state(listener: MessageQueueListener) -> object:
-        return {**vars(listener), "id": None}
-
-    return BlobTemplate(contract.make_listener, lambda made: database.codec.encode(made, ""), state)
-
-
-def _queue_template(database: Database, queue_class: type[SqlQueue]) -> BlobTemplate[SqlQueue]:
-    def encode(queue: SqlQueue) -> bytes:
-        return database.codec.encode(queue, "", database)
-
-    return BlobTemplate(partial(queue_class, database), encode, lambda queue: queue.database)
 
 
 class ConnectionKeyedStore(ChannelStore):

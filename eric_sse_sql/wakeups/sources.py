@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from eric_sse_sql.execution.dialect import CommitSignal, Driver
+from eric_sse_sql.execution.driver import CommitSignal, Driver
 from eric_sse_sql.wakeups.interrupt import Interrupt
 
 POLL_SECONDS = 0.2  # between two polls where no signal exists
