@@ -80,7 +80,7 @@ def check_schema(dialect: Dialect, schema: str | None) -> None:
     if schema is None:
         return
     if dialect.name != "postgresql":
-        raise RepositoryError("schema= is for Postgres; SQLite has one per file")
+        raise RepositoryError("schema= is for Postgres; a SQLite file has one")
     if not schema or "\0" in schema or len(schema.encode(errors="replace")) > MAX_SCHEMA_BYTES:
         raise RepositoryError(
             f"schema= must be 1 to {MAX_SCHEMA_BYTES} bytes of UTF-8 without NUL; leave it out to use the search path"

@@ -615,7 +615,7 @@ def test_what_can_be_no_schema_is_refused(migrated_postgres: URL, schema: str) -
 def test_the_command_refuses_what_can_be_no_schema(migrated_postgres: URL, tmp_path: Path, option: tuple[str]) -> None:
     for schema, url, advice in (
         ("", address(migrated_postgres), "must be 1 to 63 bytes"),
-        ("sse", f"sqlite:///{tmp_path / 'a.db'}", "SQLite has one per file"),
+        ("sse", f"sqlite:///{tmp_path / 'a.db'}", "a SQLite file has one"),
     ):
         printed = alembic("-x", f"schema={schema}", "upgrade", "head", *option, fails=True, ERIC_SSE_SQL_URL=url)
         assert advice in printed
