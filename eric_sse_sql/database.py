@@ -120,7 +120,7 @@ class Database(PersistentReference):
 
     def _reading(self) -> AbstractContextManager[Connection]:
         current = self.executor.transactions.current()
-        return self.executor.transactions.begun() if current is None else nullcontext(current)
+        return self.engine.connect() if current is None else nullcontext(current)  # without SQLite's write lock
 
     # Transactions
 

@@ -1,27 +1,51 @@
-"""The Alembic migrations, and what ``Database`` does with them. Installed as ``eric_sse_sql.migrations``."""
+"""The Alembic migrations, and how ``Database`` runs and checks them. Installed as ``eric_sse_sql.migrations``."""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 from eric_sse.exception import RepositoryError
-from sqlalchemy import Connection, String, column, inspect, select, table
+from eric_sse_sql.migrations.installation import (
+    REVISION_PREFIX,
+    VERSION_TABLE,
+    Installation,
+    find_installation,
+    listing,
+)
+from sqlalchemy import URL, Connection
+from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from eric_sse_sql.models import TABLE_NAMES
 
-VERSION_TABLE = "eric_sse_sql_version"  # never alembic_version: the application may use Alembic too
-HOST_VERSION_TABLE = "alembic_version"  # where an application that lists VERSIONS keeps both histories
+__all__ = ["OWN_TABLES", "REVISION_PREFIX", "VERSIONS", "VERSION_TABLE", "check", "config", "include_name", "upgrade"]
+
 VERSIONS = str(Path(__file__).parent / "versions")  # for the version_locations of an application
 OWN_TABLES = TABLE_NAMES | {VERSION_TABLE}
-REVISION_PREFIX = "eric_sse_sql_"  # of every revision, to tell ours from those of the application
 
-UPGRADE = "call Database.upgrade(), or run `alembic upgrade head` where these migrations are configured"
+_UPGRADE = "call Database.upgrade(), or run `alembic upgrade head` where these migrations are configured"
+_DUPLICATE = {"42P07", "42701", "42710"}  # SQLSTATEs: a relation, a column, another object exists already
 
-_in_turn = threading.Lock()  # Alembic's own context and op are one for all threads
+_alembic_lock = threading.Lock()  # Alembic keeps its context in a global, which threads share
+
+
+def config(url: str | URL | None = None, *, schema: str | None = None) -> Config:
+    """A configuration with which Alembic's commands run these migrations, without an ``alembic.ini``.
+
+    ``alembic.command.downgrade(config("sqlite:///app.db"), "base")``. Threads must not run commands at the same time.
+
+    :param url: of the database; by default, the environment variable ``ERIC_SSE_SQL_URL`` names it
+    :param schema: as ``Database`` takes it
+    """
+    made = Config()
+    made.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
+    made.attributes.update(url=url, schema=schema)
+    return made
 
 
 def include_name(name: str | None, type_: str, parent_names: object) -> bool:
@@ -30,21 +54,22 @@ def include_name(name: str | None, type_: str, parent_names: object) -> bool:
 
 
 def upgrade(connection: Connection, revision: str, schema: str | None) -> None:
-    """Upgrade in the transaction of the connection, which its owner commits."""
-    scripts = ScriptDirectory.from_config(_config())
-    keeper, found = _found(connection, schema)
-    _refuse_newer(found, scripts)
-    if keeper == HOST_VERSION_TABLE:
-        if found != set(scripts.get_heads()):
-            raise RepositoryError(
-                f"the tables of eric_sse_sql are at revision {_listed(found)}, older than this package, and the "
-                "application's own Alembic history keeps them; run its `alembic upgrade heads`"
-            )
+    """Upgrade in the transaction of the connection, which the caller commits.
+
+    :raises RepositoryError: where the tables can't be upgraded from here; it says what to do
+    """
+    found = find_installation(connection, schema)
+    heads = _check_known(found)
+    if found.is_in_host_history:
+        if found.revisions != heads:
+            raise RepositoryError(_older(found))
         return
-    config = _config()
-    config.attributes.update(connection=connection, schema=schema)
-    with _in_turn:
-        command.upgrade(config, revision)
+    if found.tables and not found.revisions:
+        raise RepositoryError(_without_version(found))
+    own = config(schema=schema)
+    own.attributes["connection"] = connection
+    with _alembic_lock, _duplicate_advice(found):
+        command.upgrade(own, revision)
 
 
 def check(connection: Connection, schema: str | None) -> None:
@@ -52,53 +77,90 @@ def check(connection: Connection, schema: str | None) -> None:
 
     :raises RepositoryError: when they are not; it says what to do
     """
-    scripts = ScriptDirectory.from_config(_config())
-    keeper, found = _found(connection, schema)
-    _refuse_newer(found, scripts)
-    missing = sorted(TABLE_NAMES - set(inspect(connection).get_table_names(schema=schema)))
-    if not found and missing:
-        raise RepositoryError(f"the tables of eric_sse_sql are missing ({', '.join(missing)}); {UPGRADE}")
-    if not found:
-        raise RepositoryError(
-            "the tables of eric_sse_sql are there, but not their version; if they are those of this release, run "
-            "`alembic stamp head` where these migrations are configured"
-        )
-    if found != set(scripts.get_heads()):
-        raise RepositoryError(
-            f"the tables of eric_sse_sql are at revision {_listed(found)}, older than this package; {UPGRADE}"
-        )
-    if missing:
-        raise RepositoryError(
-            f"tables of eric_sse_sql were dropped ({', '.join(missing)}), though {keeper} says that they are there; "
-            "restore them from a backup"
-        )
+    found = find_installation(connection, schema)
+    heads = _check_known(found)
+    if not found.revisions:
+        raise RepositoryError(_without_version(found) if found.tables else _missing(found))
+    if found.revisions != heads:
+        raise RepositoryError(_older(found))
 
 
-def _found(connection: Connection, schema: str | None) -> tuple[str, set[str]]:
-    """The version table that knows our tables, and their revision; none, where they are not made yet."""
-    tables = inspect(connection).get_table_names(schema=schema)
-    for name in (VERSION_TABLE, HOST_VERSION_TABLE):
-        if name in tables:
-            versions = connection.scalars(select(column("version_num", String)).select_from(table(name, schema=schema)))
-            found = {version for version in versions if version.startswith(REVISION_PREFIX)}
-            if found:
-                return name, found
-    return VERSION_TABLE, set()
-
-
-def _refuse_newer(found: set[str], scripts: ScriptDirectory) -> None:
-    if found - {script.revision for script in scripts.walk_revisions()}:
+@contextmanager
+def _duplicate_advice(found: Installation) -> Iterator[None]:
+    """
+    :raises RepositoryError: with its cause, where a migration makes what exists already
+    """
+    try:
+        yield
+    except (ProgrammingError, OperationalError) as error:
+        sqlstate, message = getattr(error.orig, "sqlstate", None), str(error.orig)
+        if sqlstate not in _DUPLICATE and "already exists" not in message and "duplicate column" not in message:
+            raise
         raise RepositoryError(
-            f"the tables of eric_sse_sql are at revision {_listed(found)}, newer than this package; "
+            "the tables can't be upgraded: a migration makes a table, view, index or column that exists already; the "
+            "attached cause names it. If it is another application's, rename it or use another schema; if "
+            f"{found.version_table} is out of date, as an application's own Alembic history upgrades the tables, drop "
+            "that version table"
+        ) from error.orig
+
+
+def _check_known(found: Installation) -> frozenset[str]:
+    """The newest revision of this package.
+
+    :raises RepositoryError: when the tables are at a revision that this package does not know, or are not those of the
+        revision that their version table names
+    """
+    scripts = ScriptDirectory.from_config(config())
+    heads = frozenset(scripts.get_heads())
+    missing = TABLE_NAMES - found.tables
+    if found.revisions - {script.revision for script in scripts.walk_revisions()}:
+        raise RepositoryError(
+            f"the tables of eric_sse_sql are at revision {listing(found.revisions)}, newer than this package; "
             "run `pip install --upgrade eric_sse_sql`"
         )
+    if found.revisions and not found.tables and found.other_schemas:
+        raise RepositoryError(
+            f"{found.version_table} names revision {listing(found.revisions)} of eric_sse_sql, but schema "
+            f"{found.schema!r} has none of its tables{_elsewhere(found)}"
+        )
+    if missing and (found.revisions == heads or (found.revisions and not found.tables)):
+        raise RepositoryError(
+            f"tables of eric_sse_sql were dropped ({listing(missing)}), though {found.version_table} says that they "
+            "are there; restore them from a backup"
+        )
+    return heads
 
 
-def _listed(revisions: set[str]) -> str:
-    return ", ".join(sorted(revisions))
+def _missing(found: Installation) -> str:
+    return f"the tables of eric_sse_sql are missing ({listing(TABLE_NAMES)}); {_UPGRADE}{_elsewhere(found)}"
 
 
-def _config() -> Config:
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
-    return config
+def _elsewhere(found: Installation) -> str:
+    if not found.other_schemas:
+        return ""
+    options = " or ".join(f"schema={schema!r}" for schema in found.other_schemas)
+    return f". If the tables in another schema are meant, pass {options}"
+
+
+def _without_version(found: Installation) -> str:
+    known = f"tables of eric_sse_sql are there ({listing(found.tables)}), but not their version"
+    if found.unreadable:
+        return (
+            f"{known}, which may be in {', '.join(found.unreadable)}: this role may not read that; let the owner run "
+            "GRANT SELECT ON it, and GRANT USAGE ON its schema, TO the role"
+        )
+    return (
+        f"{known}. If they are those of this release, run `alembic stamp head` where these migrations are configured; "
+        "if they are of an older one, name its revision instead of head; if they are left over, drop them; if they are "
+        f"another application's, {'pass another schema=' if found.schema != 'main' else 'take another file'}"
+    )
+
+
+def _older(found: Installation) -> str:
+    advice = _UPGRADE
+    if found.is_in_host_history:
+        advice = (
+            f"the application's own Alembic history keeps them, in {found.version_table}; run its "
+            "`alembic upgrade heads`"
+        )
+    return f"the tables of eric_sse_sql are at revision {listing(found.revisions)}, older than this package; {advice}"

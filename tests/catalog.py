@@ -17,7 +17,7 @@ from sqlalchemy import URL, Connection, QueuePool, create_engine
 
 from eric_sse_sql import Database, migrations
 
-HEAD = ScriptDirectory.from_config(migrations._config()).get_current_head()
+HEAD = ScriptDirectory.from_config(migrations.config()).get_current_head()
 REPOSITORY = Path(__file__).parent.parent
 ALEMBIC = shutil.which("alembic", path=Path(sys.executable).parent)
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from catalog import connections_in_use
+from catalog import connected, connections_in_use
 from sqlalchemy import URL, create_engine, event, make_url, text
 
 from eric_sse_sql import Database, SqlStorageEngine
@@ -69,6 +69,25 @@ def migrated_postgres(new_postgres: Callable[[], URL]) -> URL:
     with Database(url) as database:
         database.upgrade()
     return url
+
+
+@pytest.fixture
+def new_role() -> Iterator[Callable[[URL], URL]]:
+    """Makes roles of Postgres without any right, each with a password that needs quoting; dropped after the test."""
+    made: list[tuple[URL, URL]] = []
+
+    def make(url: URL) -> URL:
+        role = url.set(username=f"eric_sse_sql_test_{uuid.uuid4().hex[:12]}", password="per%cent:/@ü")
+        with connected(url) as connection:
+            connection.exec_driver_sql(f"CREATE ROLE {role.username} LOGIN PASSWORD 'per%%cent:/@ü'")
+        made.append((url, role))
+        return role
+
+    yield make
+    for url, role in made:
+        with connected(url) as connection:
+            connection.exec_driver_sql(f"DROP OWNED BY {role.username} CASCADE")
+            connection.exec_driver_sql(f"DROP ROLE {role.username}")
 
 
 @pytest.fixture(params=SHARED_BACKENDS)

@@ -1,13 +1,13 @@
-"""The migrations: what they make, who may run them, and what is left when they fail."""
+"""The migrations: what they make and where, which roles may run them, and what a failed one leaves."""
 
 from __future__ import annotations
 
 import logging
 import multiprocessing
+import re
 import shutil
 import sqlite3
 import threading
-import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from alembic import command
 from alembic.script import ScriptDirectory
 from catalog import (
     HEAD,
@@ -38,6 +39,8 @@ from eric_sse_sql.models import TABLE_NAMES, Base, ChannelRow, ConnectionRow, Kv
 VERSION_TABLE = "eric_sse_sql_version"
 OURS = {*TABLE_NAMES, VERSION_TABLE}
 NOTHING = {"columns": set(), "foreign keys": set(), "indexes": set(), "views": set(), "storage": set()}
+OLDER = "eric_sse_sql_0002"
+OLDER_TABLES = {"kv_entries", "sse_channels", "sse_connections", "sse_messages"}
 ODD_SCHEMA = 'Odd-"Schema" :of 100%'
 
 
@@ -48,10 +51,19 @@ def execute(url: URL, *statements: str) -> None:
             connection.exec_driver_sql(statement)
 
 
-def upgraded(url: URL) -> URL:
+def upgraded(url: URL, revision: str = "head") -> URL:
     with Database(url) as database:
-        database.upgrade()
+        database.upgrade(revision)
     return url
+
+
+def tables_by_schema(url: URL) -> dict[str, set[str]]:
+    """The tables of every schema of Postgres."""
+    found: dict[str, set[str]] = {}
+    with connected(url) as connection:
+        for schema, table in connection.execute(text("SELECT schemaname, tablename FROM pg_tables")):
+            found.setdefault(schema, set()).add(table)
+    return {schema: names for schema, names in found.items() if schema not in ("pg_catalog", "information_schema")}
 
 
 def run_script(url: URL, sql: str) -> None:
@@ -104,6 +116,30 @@ def test_offline_the_command_prints_sql_that_does_the_same(empty_url: URL) -> No
     assert catalog(empty_url) == expected
     with Database(empty_url) as database:
         database.check()
+
+
+def test_the_command_prints_what_the_database_says_against_a_migration(empty_url: URL) -> None:
+    execute(empty_url, "CREATE VIEW sse_queue_overview AS SELECT 1 AS one")
+    printed = alembic("upgrade", "head", fails=True, ERIC_SSE_SQL_URL=address(empty_url))
+    assert "The database refused the migration" in printed and "sse_queue_overview" in printed
+    assert tables(empty_url) == set()
+
+
+def test_the_configuration_runs_every_command_of_alembic_without_a_checkout(
+    empty_url: URL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command.upgrade(migrations.config(address(empty_url)), "head")
+    assert tables(empty_url) == OURS
+    monkeypatch.setenv("ERIC_SSE_SQL_URL", address(empty_url))
+    command.downgrade(migrations.config(), "base")
+    assert tables(empty_url) == {VERSION_TABLE}
+
+
+def test_the_configuration_takes_a_schema(new_postgres: Callable[[], URL]) -> None:
+    url = new_postgres()
+    command.upgrade(migrations.config(url, schema=ODD_SCHEMA), "head")
+    assert tables_by_schema(url) == {ODD_SCHEMA: OURS}
 
 
 def test_offline_sql_can_be_for_a_schema(new_postgres: Callable[[], URL]) -> None:
@@ -265,7 +301,7 @@ def test_upgrading_again_changes_nothing(empty_url: URL) -> None:
 
 
 def test_every_revision_is_of_the_labelled_branch_and_named_after_it(empty_url: URL) -> None:
-    scripts = ScriptDirectory.from_config(migrations._config())
+    scripts = ScriptDirectory.from_config(migrations.config())
     for script in scripts.walk_revisions():
         assert script.branch_labels == {"eric_sse_sql"}
         assert script.revision.startswith(migrations.REVISION_PREFIX) and len(script.revision) <= 32
@@ -303,21 +339,22 @@ def test_tables_go_into_a_schema_that_is_made_where_it_is_missing(new_postgres: 
 
 
 @pytest.fixture
-def limited_role(new_postgres: Callable[[], URL], postgres_server: URL) -> Iterator[URL]:
-    """A new database as a role sees it that owns it not, may make schemas in it, and has a password to quote."""
-    url, role = new_postgres(), f"eric_sse_sql_test_{uuid.uuid4().hex[:12]}"
-    execute(
-        url,
-        f"CREATE ROLE {role} LOGIN PASSWORD 'per%cent:/@ü'".replace("%", "%%"),
-        f"GRANT CREATE ON DATABASE {url.database} TO {role}",
-    )
-    yield url.set(username=role, password="per%cent:/@ü")
-    execute(url, f"DROP OWNED BY {role} CASCADE", f"DROP ROLE {role}")
+def owner_url(new_postgres: Callable[[], URL]) -> URL:
+    """A new database of Postgres, as its owner sees it."""
+    return new_postgres()
 
 
-def test_a_schema_that_is_there_needs_no_right_to_make_one(limited_role: URL) -> None:
+@pytest.fixture
+def limited_role(owner_url: URL, new_role: Callable[[URL], URL]) -> URL:
+    """The same database as another role sees it, which may make schemas and nothing else."""
+    role = new_role(owner_url)
+    execute(owner_url, f"GRANT CREATE ON DATABASE {role.database} TO {role.username}")
+    return role
+
+
+def test_a_schema_that_is_there_needs_no_right_to_make_one(limited_role: URL, owner_url: URL) -> None:
     execute(limited_role, "CREATE SCHEMA sse")
-    execute(limited_role, f"REVOKE CREATE ON DATABASE {limited_role.database} FROM {limited_role.username}")
+    execute(owner_url, f"REVOKE CREATE ON DATABASE {limited_role.database} FROM {limited_role.username}")
     with Database(limited_role, schema="sse") as database:
         database.upgrade()
         database.check()
@@ -362,14 +399,14 @@ def test_an_upgrade_leaves_a_connection_as_it_was(any_database: Database) -> Non
 
 def test_an_upgrade_that_fails_leaves_everything_as_it_was(any_database: Database) -> None:
     url = any_database.engine.url
-    execute(url, "CREATE TABLE sse_messages (somebody_elses INTEGER)", "INSERT INTO sse_messages VALUES (1)")
+    execute(url, "CREATE VIEW sse_queue_overview AS SELECT 1 AS one")  # the last thing that the first revision makes
     before, settings_before = catalog(url), settings(any_database.engine)
-    with pytest.raises(RepositoryError, match="the tables can't be upgraded") as caught:
+    with pytest.raises(RepositoryError, match=r"the tables can't be upgraded.*exists already; the attached") as caught:
         any_database.upgrade()
     assert isinstance(caught.value.__cause__, sqlite3.OperationalError | psycopg.errors.DuplicateTable)
     assert catalog(url) == before
     assert settings(any_database.engine) == settings_before
-    execute(url, "DROP TABLE sse_messages")
+    execute(url, "DROP VIEW sse_queue_overview")
     any_database.upgrade()
     any_database.check()
 
@@ -417,49 +454,208 @@ def test_a_check_of_missing_tables_says_how_to_make_them(empty_url: URL) -> None
         assert tables(empty_url) == set()
 
 
-def test_a_check_of_older_tables_says_how_to_upgrade_them(
-    empty_url: URL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_check_of_older_tables_says_how_to_upgrade_them(empty_url: URL) -> None:
+    upgraded(empty_url, OLDER)
+    with Database(empty_url) as database:
+        with pytest.raises(RepositoryError, match=rf"{OLDER}, older than this package; call Database.upgrade\(\)"):
+            database.check()
+        database.upgrade()
+        database.check()
+
+
+def test_a_new_revision_is_made_by_the_command_and_its_tables_are_left_to_newer_packages(
+    empty_url: URL, tmp_path: Path
 ) -> None:
     shutil.copytree(REPOSITORY / "migrations", tmp_path / "migrations")
     shutil.copy(REPOSITORY / "alembic.ini", tmp_path)
     alembic("revision", "--rev-id", "eric_sse_sql_8888", "--message", "Later tables", folder=tmp_path)
-    with Database(empty_url) as database:
-        database.upgrade()
-        config = migrations._config()
-        config.set_main_option("script_location", str(tmp_path / "migrations"))
-        monkeypatch.setattr(migrations, "_config", lambda: config)
-        with pytest.raises(RepositoryError, match=rf"{HEAD}, older than this package; call Database.upgrade\(\)"):
-            database.check()
-        database.upgrade()
-        database.check()
     assert (tmp_path / "migrations" / "versions" / "eric_sse_sql_8888_later_tables.py").exists()
-
-
-def test_newer_tables_are_left_to_newer_packages(empty_url: URL) -> None:
-    upgraded(empty_url)
-    execute(empty_url, f"UPDATE {VERSION_TABLE} SET version_num = 'eric_sse_sql_9999'")
+    alembic("upgrade", "head", folder=tmp_path, ERIC_SSE_SQL_URL=address(empty_url))
     with Database(empty_url) as database:
         for call in (database.check, database.upgrade):
-            with pytest.raises(RepositoryError, match="eric_sse_sql_9999, newer than this package; run `pip install"):
+            with pytest.raises(RepositoryError, match="eric_sse_sql_8888, newer than this package; run `pip install"):
                 call()
 
 
-def test_a_check_of_tables_without_a_version_says_so(empty_url: URL) -> None:
+@pytest.mark.parametrize("lost", [f"DELETE FROM {VERSION_TABLE}", f"DROP TABLE {VERSION_TABLE}"])
+def test_tables_without_a_version_are_an_error_that_says_how_to_stamp_them(empty_url: URL, lost: str) -> None:
     upgraded(empty_url)
-    execute(empty_url, f"DELETE FROM {VERSION_TABLE}")
+    execute(empty_url, lost)
     with Database(empty_url) as database:
-        with pytest.raises(RepositoryError, match=r"but not their version.*`alembic stamp head`"):
-            database.check()
-        alembic("stamp", "head", ERIC_SSE_SQL_URL=address(empty_url))
+        for call in (database.check, database.upgrade):
+            with pytest.raises(RepositoryError, match=r"but not their version.*`alembic stamp head`"):
+                call()
+        command.stamp(migrations.config(empty_url), "head")
         database.check()
 
 
-def test_a_check_finds_a_table_that_was_dropped(empty_url: URL) -> None:
+def test_tables_left_over_or_of_others_are_an_error_and_are_left_alone(empty_url: URL) -> None:
+    execute(empty_url, "CREATE TABLE sse_messages (other INTEGER)", "CREATE TABLE kv_entries (other INTEGER)")
+    before = catalog(empty_url)
+    with Database(empty_url) as database:
+        for call in (database.check, database.upgrade):
+            with pytest.raises(RepositoryError, match=r"are there \(kv_entries, sse_messages\).*left over, drop them"):
+                call()
+        assert catalog(empty_url) == before
+        execute(empty_url, "DROP TABLE sse_messages", "DROP TABLE kv_entries")
+        database.upgrade()
+
+
+def test_a_table_that_was_dropped_is_an_error_that_names_it(empty_url: URL) -> None:
     upgraded(empty_url)
     views = ("sse_channel_overview", "sse_queue_overview")
     execute(empty_url, *(f"DROP VIEW {view}" for view in views), "DROP TABLE sse_messages")
-    with Database(empty_url) as database, pytest.raises(RepositoryError, match=r"dropped \(sse_messages\)"):
+    with Database(empty_url) as database:
+        for call in (database.check, database.upgrade):
+            with pytest.raises(RepositoryError, match=r"dropped \(sse_messages\)"):
+                call()
+
+
+@pytest.mark.parametrize("before", ["base", OLDER])
+def test_a_check_sees_an_upgrade_as_a_whole_that_is_committed_meanwhile(empty_url: URL, before: str) -> None:
+    if before != "base":
+        upgraded(empty_url, before)
+    engine = create_engine(empty_url)
+
+    @event.listens_for(engine, "after_cursor_execute", once=True)
+    def upgrade_after_the_first_statement(*_: object) -> None:
+        upgraded(empty_url)
+
+    Database(engine).check()
+    engine.dispose()
+
+
+# Where the tables are, on Postgres
+
+
+@pytest.fixture
+def with_own_schema(new_postgres: Callable[[], URL]) -> URL:
+    """Older tables in public, as a role sees them that has got a schema of its own name since."""
+    url = upgraded(new_postgres(), OLDER)
+    execute(url, f"CREATE SCHEMA {url.username}")
+    with connected(url) as connection:
+        assert connection.scalar(text("SELECT current_schema()")) == url.username
+    return url
+
+
+@pytest.mark.parametrize("way", ["program", "command", "script"])
+def test_new_tables_go_where_the_others_are(with_own_schema: URL, way: str) -> None:
+    url = with_own_schema
+
+    def run(*arguments: str) -> str:
+        return alembic(*arguments, ERIC_SSE_SQL_URL=address(url))
+
+    if way == "program":
+        upgraded(url)
+    elif way == "command":
+        run("upgrade", "head")
+    else:
+        run_script(url, run("upgrade", f"{OLDER}:head", "--sql"))
+    assert tables_by_schema(url) == {"public": OURS}
+    with Database(url) as database:
         database.check()
+    assert "No new upgrade operations detected" in run("check")
+    assert run("current").strip() == f"{HEAD} (head)"
+
+    if way == "script":
+        run_script(url, run("downgrade", f"{HEAD}:eric_sse_sql_0001", "--sql"))
+        run_script(url, run("upgrade", f"eric_sse_sql_0001:{OLDER}", "--sql"))
+    else:
+        command.downgrade(migrations.config(url), "base")
+        assert tables_by_schema(url) == {"public": {VERSION_TABLE}}
+        upgraded(url)  # where the version table is
+        assert tables_by_schema(url) == {"public": OURS}
+
+
+def test_tables_of_the_role_are_reached_before_those_in_public(with_own_schema: URL) -> None:
+    url = with_own_schema
+    with Database(url, schema=url.username) as database:
+        database.upgrade()
+    with Database(url) as database:
+        database.check()
+    with Database(url, schema="public") as database, pytest.raises(RepositoryError, match="older"):
+        database.check()
+    upgraded(url, "head")
+    assert tables_by_schema(url)["public"] - {VERSION_TABLE} == OLDER_TABLES
+
+
+def test_tables_in_several_schemas_of_the_search_path_are_an_error_that_says_what_to_do(with_own_schema: URL) -> None:
+    url = upgraded(with_own_schema)
+    execute(url, f"ALTER TABLE sse_delivered_messages SET SCHEMA {url.username}")
+    with Database(url) as database:
+        for call in (database.check, database.upgrade):
+            with pytest.raises(RepositoryError, match=rf"{url.username} has sse_delivered_messages; public has kv_"):
+                call()
+        execute(url, f"ALTER TABLE {url.username}.sse_delivered_messages SET SCHEMA public")
+        database.check()
+
+
+def test_a_search_path_that_leads_nowhere_is_an_error_that_says_what_to_do(new_postgres: Callable[[], URL]) -> None:
+    url = new_postgres()
+    nowhere = url.update_query_dict({"options": "-csearch_path="})
+    with Database(nowhere) as database:
+        for call in (database.check, database.upgrade):
+            with pytest.raises(RepositoryError, match=r"leads to no schema.*pass schema=, or set the search path"):
+                call()
+    with Database(nowhere, schema="public") as database:
+        database.upgrade()
+        database.check()
+    assert tables_by_schema(url) == {"public": OURS}
+
+
+@pytest.mark.parametrize("schema", ["", "s" * 64, "ü" * 32, "nul\0"])
+def test_what_can_be_no_schema_is_refused(migrated_postgres: URL, schema: str) -> None:
+    with Database(migrated_postgres, schema=schema) as database:
+        for call in (database.check, database.upgrade):
+            with pytest.raises(RepositoryError, match="must be 1 to 63 bytes"):
+                call()
+
+
+@pytest.mark.parametrize("option", [(), ("--sql",)])
+def test_the_command_refuses_what_can_be_no_schema(migrated_postgres: URL, tmp_path: Path, option: tuple[str]) -> None:
+    for schema, url, advice in (
+        ("", address(migrated_postgres), "must be 1 to 63 bytes"),
+        ("sse", f"sqlite:///{tmp_path / 'a.db'}", "a SQLite file has one"),
+    ):
+        printed = alembic("-x", f"schema={schema}", "upgrade", "head", *option, fails=True, ERIC_SSE_SQL_URL=url)
+        assert advice in printed
+
+
+@pytest.mark.parametrize("schema", ["S" * 63, "MixedCase", "select"])
+def test_a_schema_may_have_any_name(new_postgres: Callable[[], URL], schema: str) -> None:
+    url = new_postgres()
+    with Database(url, schema=schema) as database:
+        database.upgrade()
+        database.check()
+        SqlStorageEngine(database).upsert("key", "value")
+    assert tables_by_schema(url) == {schema: OURS}
+
+
+def test_a_missing_schema_that_the_role_may_not_make_is_an_error_that_says_what_to_run(
+    limited_role: URL, owner_url: URL
+) -> None:
+    execute(owner_url, f"REVOKE CREATE ON DATABASE {owner_url.database} FROM {limited_role.username}")
+    with Database(limited_role, schema=ODD_SCHEMA) as database:
+        with pytest.raises(RepositoryError, match=r"schema is missing.*let the owner of the database run") as caught:
+            database.upgrade()
+        assert isinstance(caught.value.__cause__, psycopg.errors.InsufficientPrivilege)
+        (create,) = re.findall("CREATE SCHEMA .* AUTHORIZATION", str(caught.value))
+        execute(owner_url, f"{create} {limited_role.username}".replace("%", "%%"))
+        database.upgrade()
+        database.check()
+
+
+def test_tables_of_another_role_are_an_error_that_names_their_schema(limited_role: URL, owner_url: URL) -> None:
+    upgraded(owner_url, OLDER)
+    execute(owner_url, f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {limited_role.username}")
+    before = catalog(owner_url)
+    with Database(limited_role) as database:
+        with pytest.raises(RepositoryError, match=r"may not make tables in schema 'public'.*role that owns") as caught:
+            database.upgrade()
+        assert isinstance(caught.value.__cause__, psycopg.errors.InsufficientPrivilege)
+    printed = alembic("upgrade", "head", fails=True, ERIC_SSE_SQL_URL=address(limited_role))
+    assert "may not make tables in schema 'public'" in printed and "cent" not in printed
+    assert catalog(owner_url) == before
 
 
 # At once

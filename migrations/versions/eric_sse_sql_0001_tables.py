@@ -1,4 +1,4 @@
-"""Entries, channels, connections and messages, and two views for people.
+"""Creates the tables of entries, channels, connections and messages, and a view each of channels and queues.
 
 Revision: eric_sse_sql_0001
 Follows:
@@ -17,7 +17,7 @@ depends_on = None
 KEY = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
 MESSAGE_ID = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
-# One row a channel. Messages of a queue that two of its connections share count once.
+# One row for each channel. Messages of a queue that two of its connections share count once.
 CHANNEL_OVERVIEW = """
 CREATE VIEW sse_channel_overview AS
 SELECT
@@ -34,7 +34,7 @@ SELECT
 FROM sse_channels
 """
 
-# One row a queue: those of connections, and those that hold messages.
+# One row for each queue that a connection reads or that holds messages.
 QUEUE_OVERVIEW = """
 CREATE VIEW sse_queue_overview AS
 SELECT
@@ -110,7 +110,7 @@ def upgrade() -> None:
     )
     op.create_index(op.f("ix_sse_messages_queue_id_id"), "sse_messages", ["queue_id", "id"])
     if op.get_context().dialect.name == "postgresql":
-        # Rows come and go as fast as messages do; dead ones at the head of a queue slow each pop down.
+        # Dead rows at the head of a queue slow each pop; by default, autovacuum waits for a fifth of the table.
         op.execute(
             "ALTER TABLE sse_messages SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000)"
         )

@@ -1,4 +1,4 @@
-"""Leases of messages, and how many there are of a queue.
+"""Adds leases to messages, and the number of leased messages to the view of queues.
 
 Revision: eric_sse_sql_0002
 Follows: eric_sse_sql_0001

@@ -1,4 +1,4 @@
-"""Delivered messages that are kept for a while, and how far each queue was delivered.
+"""Creates the tables of delivered messages, which streams replay, and of the last position of each queue.
 
 Revision: eric_sse_sql_0003
 Follows: eric_sse_sql_0002
