@@ -36,7 +36,7 @@ coverage: $(READY) ## which lines and branches the tests reach
 	$(BIN)/coverage run -m pytest $(ARGS)
 	$(BIN)/coverage report --show-missing
 
-bench: $(READY) ## measure against the raw drivers, and keep the figures
+bench: $(READY) ## measure against the raw drivers and keep the figures; ARGS="compare --before PYTHON" for two versions
 	$(BIN)/pip install --quiet --group bench
 	$(BIN)/python -m benchmarks $(ARGS)
 

@@ -1,4 +1,4 @@
-"""``python -m benchmarks`` runs the suites."""
+"""``python -m benchmarks`` runs the suites; ``python -m benchmarks compare`` compares two installations."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from benchmarks.comparison.coordinator import Comparison
+from benchmarks.comparison.measures import SUITES as COMPARED
+from benchmarks.comparison.report import ComparisonReport
 from benchmarks.harness.backends import BACKENDS
 from benchmarks.harness.cpu_affinity import keep_off_last_core
 from benchmarks.harness.machine import describe_machine
@@ -22,7 +25,11 @@ OPERATIONS = [operation for suite in SUITES.values() for operation in suite.oper
 
 
 def main() -> None:
-    run(sys.argv[1:])
+    arguments = sys.argv[1:]
+    if arguments[:1] == ["compare"]:
+        compare(arguments[1:])
+    else:
+        run(arguments)
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -30,6 +37,7 @@ def run(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description="Measure eric_sse_sql against the raw drivers and similar packages.",
+        epilog="`python -m benchmarks compare --help` tells how to compare two installations of eric_sse_sql.",
     )
     parser.add_argument("suite", nargs="*", help=f"{', '.join(SUITES)}; by default all")
     parser.add_argument("--operation", nargs="+", choices=OPERATIONS, default=OPERATIONS)
@@ -63,6 +71,31 @@ def run(arguments: Sequence[str]) -> None:
         folder = options.results or (RESULTS if each.is_complete and options.database == list(BACKENDS) else None)
         if folder:
             report.write(folder)
+
+
+def compare(arguments: Sequence[str]) -> None:
+    """Compare two installations, and print the ratios of their medians."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks compare",
+        description="Measure two installations of eric_sse_sql in turns, with the benchmarks of this checkout.",
+        epilog="TMPDIR=/dev/shm keeps the databases in memory: the noise of the disk is then no part of the ratios.",
+    )
+    parser.add_argument("suite", nargs="*", help=f"{', '.join(COMPARED)}; by default all")
+    parser.add_argument(
+        "--before", type=Path, required=True, help="the Python interpreter that has the installation to compare with"
+    )
+    parser.add_argument(
+        "--after", type=Path, default=Path(sys.executable), help="that of the other one; by default this interpreter"
+    )
+    _add_common_options(parser)
+    options = parser.parse_args(arguments)
+    suites = _chosen(parser, options.suite, COMPARED)
+    keep_off_last_core()
+    comparison = Comparison(options.before, options.after, suites, options.database, options.size)
+    report = ComparisonReport(comparison.run(), comparison.installations)
+    print(report.markdown())
+    if options.results:
+        report.write(options.results)
 
 
 def _add_common_options(parser: argparse.ArgumentParser) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import ast
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -113,3 +115,34 @@ def test_benchmarks_import_only_public_names() -> None:
     }
     assert imported
     assert imported <= {("eric_sse_sql", name) for name in eric_sse_sql.__all__}
+
+
+def test_a_comparison_measures_each_installation_and_finds_the_slower_one(tmp_path: Path) -> None:
+    slower = another_installation(tmp_path)
+    arguments = ("compare", "storage", "--before", sys.executable, "--after", slower, "--smoke")
+    done = run_benchmarks(*arguments, "--database", "sqlite-normal", "--results", tmp_path / "results", path=tmp_path)
+    content: dict[str, Any] = json.loads((tmp_path / "results" / "comparison.json").read_text())
+    before, after = (content["installations"][name]["eric_sse_sql"] for name in ("before", "after"))
+    assert Path(before) == Path(str(eric_sse_sql.__file__))
+    assert Path(after) == tmp_path / "site" / "eric_sse_sql" / "__init__.py"
+    assert f"- after: eric_sse_sql {after}" in done.stdout
+    verdicts = {(each["operation"], each["engine"]): each["verdict"] for each in content["measures"]}
+    assert verdicts["fetch_one", "eric_sse_sql"] == "SLOWER"
+    assert verdicts["fetch_one", "application's own engine"] == "SLOWER"
+
+
+def another_installation(folder: Path) -> Path:
+    """An interpreter with a copy of the package whose ``fetch_one`` takes 10 milliseconds longer."""
+    site = folder / "site"
+    shutil.copytree(REPOSITORY / "eric_sse_sql", site / "eric_sse_sql")
+    shutil.copytree(REPOSITORY / "migrations", site / "eric_sse_sql" / "migrations")
+    with (site / "eric_sse_sql" / "__init__.py").open("a") as module:
+        module.write(
+            "import time\n"
+            "_fetch_one = SqlStorageEngine.fetch_one\n"
+            "SqlStorageEngine.fetch_one = lambda *arguments: (time.sleep(0.01), _fetch_one(*arguments))[1]\n"
+        )
+    interpreter = folder / "python"
+    interpreter.write_text(f'#!/bin/sh\nPYTHONPATH="{site}:$PYTHONPATH" exec "{sys.executable}" "$@"\n')
+    interpreter.chmod(0o755)
+    return interpreter
