@@ -42,7 +42,7 @@ coverage: $(READY) ## which lines and branches the tests reach
 	$(BIN)/coverage run -m pytest $(ARGS)
 	$(BIN)/coverage report --show-missing
 
-bench: $(READY) .venv/.bench ## measure against the raw drivers, and keep the figures
+bench: $(READY) .venv/.bench ## measure against the raw drivers, and keep the figures; ARGS="compare --before PYTHON" for two versions
 	$(BIN)/python -m benchmarks $(ARGS)
 
 test-matrix: $(READY) ## the tests on every Python 3.10-3.13 found, both eric-sse, and the lowest dependencies

@@ -1,0 +1,1 @@
+"""Compares two installations of eric_sse_sql: ``python -m benchmarks compare``."""

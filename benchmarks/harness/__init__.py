@@ -1,0 +1,1 @@
+"""What every suite needs: databases, timing, figures, reports and the command line."""

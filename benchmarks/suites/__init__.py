@@ -1,0 +1,1 @@
+"""The suites: storage, queues, channels and streams."""
