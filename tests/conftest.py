@@ -10,12 +10,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from catalog import connected, connections_in_use
-from sqlalchemy import URL, create_engine, event, make_url, text
+from sqlalchemy import URL, create_engine, make_url, text
 
 from eric_sse_sql import Database, SqlStorageEngine
-from eric_sse_sql.contract import ERIC_SSE_2_0, KvStorageEngine
+from eric_sse_sql.contract import KvStorageEngine
 from eric_sse_sql.models import TABLE_NAMES
+from support.catalog import connected, connections_in_use
+from support.statements import Record, record_statements
+from support.upstream import upstream_storage
 
 BACKENDS = ("sqlite-memory", "sqlite-file", "postgres")
 SHARED_BACKENDS = ("sqlite-file", "postgres")  # those that several processes can open
@@ -130,21 +132,6 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[KvStorag
         yield SqlStorageEngine(made)
 
 
-def upstream_storage() -> KvStorageEngine:
-    """eric-sse's storage engine in memory."""
-    if not ERIC_SSE_2_0:
-        from eric_sse.repository import InMemoryStorage
-
-        return InMemoryStorage()
-    from eric_sse.inmemory import InMemoryStorage as Seed
-
-    class Mended(Seed):
-        def delete(self, key: str) -> None:  # eric-sse 2.0 looks in its class, and always raises KeyError
-            self.objects.pop(key, None)
-
-    return Mended({})
-
-
 @contextmanager
 def _url(backend: str, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[URL]:
     if backend == "sqlite-memory":
@@ -163,30 +150,7 @@ def _url(backend: str, request: pytest.FixtureRequest, tmp_path: Path) -> Iterat
         engine.dispose()
 
 
-class Statements(list[str]):
-    """The statements that an engine was given, in order."""
-
-
 @pytest.fixture
-def statements() -> Callable[[Database], Statements]:
-    """Begins to record the statements of a database. Transaction control is not among them, nor is the notification
-    that a thread sends for many pushes together."""
-
-    def record(database: Database) -> Statements:
-        seen = Statements()
-
-        @event.listens_for(database.engine, "before_cursor_execute")
-        def note(connection: object, cursor: object, statement: str, *others: object) -> None:
-            if not statement.startswith("SELECT pg_notify"):
-                seen.append(statement)
-
-        return seen
-
-    return record
-
-
-def table_counts(database: Database) -> dict[str, int]:
-    """How many rows each table has; the tables of replay only where they have any."""
-    with database.engine.connect() as connection:
-        counts = {table: connection.scalar(text(f"SELECT count(*) FROM {table}")) for table in sorted(TABLE_NAMES)}
-    return {table: count for table, count in counts.items() if count or not table.startswith("sse_deliver")}
+def statements() -> Record:
+    """Begins to record the statements of a database."""
+    return record_statements

@@ -15,14 +15,13 @@ from typing import Any
 
 import psycopg
 import pytest
-from assets import shop
-from catalog import address
 from eric_sse.connection import Connection
 from eric_sse.exception import NoMessagesException, RepositoryError
 from eric_sse.message import Message
 from eric_sse.prefabs import SSEChannel
 from sqlalchemy import URL, make_url, text
 
+from assets import shop
 from eric_sse_sql import (
     ChannelRepository,
     ConnectionRepository,
@@ -34,10 +33,10 @@ from eric_sse_sql import (
     SqlStorageEngine,
 )
 from eric_sse_sql.contract import ERIC_SSE_2_0, ItemNotFound
+from support.catalog import address
 
 if not ERIC_SSE_2_0:
     from assets.rooms import RoomRepository
-
     from eric_sse_sql import SqlSSEChannelRepository
 
 ASSETS = sorted(Path(shop.__file__).parent.glob("0.*_eric_sse_*"))

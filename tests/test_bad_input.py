@@ -10,9 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import application
 import pytest
-from conftest import table_counts
 from eric_sse.connection import Connection
 from eric_sse.exception import RepositoryError
 from eric_sse.listener import MessageQueueListener
@@ -30,6 +28,8 @@ from eric_sse_sql import (
     SqlQueue,
     SqlStorageEngine,
 )
+from support import application
+from support.catalog import table_counts
 
 SECRET = "hunter2"
 ENGINES = ("own engine", "application's engine")
@@ -163,7 +163,7 @@ UNSTORABLE: dict[str, tuple[Callable[[], Any], str]] = {
     "a lock": (threading.Lock, "can't be stored"),
     "a generator": (lambda: (each for each in SECRET), "can't be stored"),
     "a module": (lambda: application, "can't be stored"),
-    "a local class": (_local, "class test_bad_input._local.<locals>.Local is not allowed"),
+    "a local class": (_local, f"class {__name__}._local.<locals>.Local is not allowed"),
     "a class that is not allowed": (lambda: application.Notebook(SECRET), "PickleCodec(allow=[Notebook])"),
     "a member of an enumeration": (lambda: application.Colour.RED, "PickleCodec(allow=[Colour])"),
     "a queue in memory": (InMemoryQueue, "use eric_sse_sql.SqlQueue"),

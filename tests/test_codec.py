@@ -18,7 +18,6 @@ from fractions import Fraction
 from typing import Any
 from zoneinfo import ZoneInfo
 
-import application
 import pytest
 from eric_sse.connection import Connection
 from eric_sse.exception import InvalidMessageFormat, NoMessagesException, RepositoryError
@@ -31,6 +30,7 @@ from hypothesis import strategies as st
 
 from eric_sse_sql import Database, PickleCodec, SqlQueue
 from eric_sse_sql.contract import ItemNotFound
+from support import application
 
 CODEC = PickleCodec()
 CONTEXT = "kv_entries/kv/key"
@@ -363,7 +363,9 @@ def test_an_exception_of_the_set_up_of_an_object_becomes_a_repository_error(
 
 
 def test_a_class_path_of_a_missing_class_is_refused_when_it_is_encoded() -> None:
-    assert "class application.Nowhere is not allowed" in refusal(CODEC.encode, application.Misplaced("key"), CONTEXT)
+    assert "class support.application.Nowhere is not allowed" in refusal(
+        CODEC.encode, application.Misplaced("key"), CONTEXT
+    )
 
 
 def test_a_class_path_of_a_class_without_the_mixin_is_refused_when_it_is_encoded() -> None:
@@ -377,7 +379,7 @@ def test_a_class_path_of_a_class_without_the_mixin_is_refused_when_it_is_encoded
 STORED_BLOBS: dict[str, tuple[Callable[[Database], Any], bytes]] = {
     "an object with state": (
         lambda database: application.Order(1, ["a"]),
-        b"\x80\x05\x95\x84\0\0\0\0\0\0\0\x8c\x0bapplication\x94\x8c\x05Order\x94\x93\x94)\x81\x94\x8c\x12"
+        b"\x80\x05\x95\x8c\0\0\0\0\0\0\0\x8c\x13support.application\x94\x8c\x05Order\x94\x93\x94)\x81\x94\x8c\x12"
         b"eric_sse_sql.codec\x94\x8c\x09_SetState\x94\x93\x94h\x03}\x94(\x8c\x05_type\x94\x8c\x05order\x94\x8c\x08"
         b"_payload\x94}\x94\x8c\x06number\x94K\x01sh\x0cK\x01\x8c\x05items\x94]\x94\x8c\x01a\x94au\x86R0.",
     ),

@@ -14,17 +14,16 @@ from typing import Any, cast
 
 import psycopg
 import pytest
-from catalog import address, connections_in_use
-from conftest import table_counts
 from eric_sse.exception import NoMessagesException, RepositoryError
 from eric_sse.message import Message
 from sqlalchemy import URL, Engine, QueuePool, create_engine, event, text
 from sqlalchemy.exc import TimeoutError
-from workers import fork, forking
 
 from eric_sse_sql import Database, QueueRepository, SqlQueue, SqlStorageEngine
 from eric_sse_sql.contract import ItemNotFound
 from eric_sse_sql.execution import sqlite
+from support.catalog import address, connections_in_use, table_counts
+from support.processes import fork, forking
 
 
 class Boom(Exception):

@@ -20,9 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import application
 import pytest
-from conftest import table_counts
 from eric_sse.connection import Connection
 from eric_sse.exception import RepositoryError
 from eric_sse.message import Message, UniqueMessage
@@ -30,6 +28,8 @@ from sqlalchemy import text
 
 from eric_sse_sql import Database, PickleCodec, SqlQueue, SqlStorageEngine
 from eric_sse_sql.pickles.signature import SIGNATURE_MARK
+from support import application
+from support.catalog import table_counts
 
 CODEC = PickleCodec(allow=[application.Colour, application.Point, application.Pixel])
 CONTEXT = "kv_entries/kv/key"
@@ -89,8 +89,8 @@ def number(value: int) -> bytes:
 
 
 MESSAGE = call(named("eric_sse.message", "Message"), "type")
-ORDER = named("application", "Order")
-RED = call(named("application", "Colour"), "red")
+ORDER = named("support.application", "Order")
+RED = call(named("support.application", "Colour"), "red")
 DATABASE = call(mark("_Reference"))
 STATE = b"}" + string("_type") + string("changed") + b"s"
 SLOTS = b"N" + STATE + b"\x86"
@@ -165,11 +165,11 @@ FORBIDDEN: list[tuple[str, str, tuple[bytes | str, ...]]] = [
     ("eric_sse_sql.codec", "_CALLED_BY_BLOBS", ()),
     ("eric_sse_sql.allow_list", "AllowList", ()),
     ("eric_sse_sql.codec", "_SetState.__new__", ()),
-    ("application", "touch", ("x",)),
-    ("application", "touched.append", ("x",)),
-    ("application", "Drawer", ("x",)),
-    ("application", "Drawer.Inner", ("x",)),
-    ("application", "Message", ("x",)),
+    ("support.application", "touch", ("x",)),
+    ("support.application", "touched.append", ("x",)),
+    ("support.application", "Drawer", ("x",)),
+    ("support.application", "Drawer.Inner", ("x",)),
+    ("support.application", "Message", ("x",)),
 ]
 
 # Pickles without a global, with wrong arguments for an allowed class, or damaged.
@@ -238,7 +238,7 @@ CRAFTED: dict[str, bytes] = {
     "a call without tuple": pickled(ORDER + b"K\1R"),
     "an instance of an object": pickled(MESSAGE + b")\x81"),
     "an instance of a text": pickled(string("x") + b")\x81"),
-    "an instance of a forbidden class": pickled(named("application", "Drawer") + b")\x81"),
+    "an instance of a forbidden class": pickled(named("support.application", "Drawer") + b")\x81"),
     "an instance by keyword of a forbidden class": pickled(named("subprocess", "Popen") + b")}\x92"),
     "an instance by keyword of a plain class": pickled(ORDER + b")" + STATE + b"\x92" + b"K\1R"),
     "an integer that is a class": pickled(named("builtins", "int") + b"(" + ORDER + b"t\x81"),
@@ -250,8 +250,8 @@ CRAFTED: dict[str, bytes] = {
     "a hook in a default dictionary": pickled(call(named("collections", "defaultdict"), named("os", "system"))),
     "a decimal of text": pickled(call(named("decimal", "Decimal"), PYTHON)),
     "a time zone outside of its folder": pickled(call(named("zoneinfo", "ZoneInfo"), "../../../../etc/passwd")),
-    "a colour that is none": pickled(call(named("application", "Colour"), PYTHON)),
-    "an enumeration made anew": pickled(call(named("application", "Colour"), "Shade", "DARK")),
+    "a colour that is none": pickled(call(named("support.application", "Colour"), PYTHON)),
+    "an enumeration made anew": pickled(call(named("support.application", "Colour"), "Shade", "DARK")),
     # state for what has none to give
     "state by opcode": pickled(MESSAGE + STATE + b"b"),
     "state by opcode for a class": pickled(ORDER + STATE + b"b"),
@@ -289,14 +289,14 @@ CRAFTED: dict[str, bytes] = {
     "a class path to a method": pickled(construct("application.Robot.start", b"}")),
     "a class path to a module": pickled(construct("antigravity", b"}")),
     "a class path that is a number": pickled(construct(b"K\1", b"}")),
-    "a class path that is a class": pickled(construct(named("application", "Robot"), b"}")),
+    "a class path that is a class": pickled(construct(named("support.application", "Robot"), b"}")),
     "a class path that is bytes": pickled(construct(b"C\x11application.Robot", b"}")),
     "no parameters": pickled(construct("application.Robot")),
     "parameters that are a number": pickled(construct("application.Robot", b"K\1")),
     "parameters that are unknown": pickled(construct("application.Robot", STATE)),
     "an instance of a mark": pickled(mark("_Construct") + b"(" + string("application.Drawer") + b"}t\x81"),
     "set-up of a message": pickled(set_up(MESSAGE, b"}\x85")),
-    "set-up of a class": pickled(set_up(named("application", "Robot"), b"}\x85")),
+    "set-up of a class": pickled(set_up(named("support.application", "Robot"), b"}\x85")),
     "set-up of the database": pickled(set_up(DATABASE, b"}\x85")),
     "set-up of a message that looks like the mixin": pickled(
         MESSAGE
@@ -392,7 +392,7 @@ def mutations(count: int) -> Iterator[bytes]:
 CLASSES = {
     each
     for name, module in sys.modules.items()
-    if name.partition(".")[0] in ("eric_sse", "eric_sse_sql", "application")
+    if name.partition(".")[0] in ("eric_sse", "eric_sse_sql", "support")
     for each in vars(module).values()
     if isinstance(each, type)
 }

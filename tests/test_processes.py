@@ -16,7 +16,9 @@ import pytest
 from eric_sse.exception import NoMessagesException
 from eric_sse.message import Message
 from sqlalchemy import URL, text
-from workers import (
+
+from eric_sse_sql import BlockingSqlQueue, Database, SqlQueue, SqlStorageEngine
+from support.processes import (
     CONTRACTS,
     PATIENCE,
     Post,
@@ -33,8 +35,6 @@ from workers import (
     subscribe,
     until,
 )
-
-from eric_sse_sql import BlockingSqlQueue, Database, SqlQueue, SqlStorageEngine
 
 PROCESSES, EACH = 4, 1_000
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable
 from datetime import timedelta
 
 import pytest
-from conftest import Statements, table_counts
 from eric_sse.exception import NoMessagesException, RepositoryError
 from eric_sse.listener import MessageQueueListener
 from eric_sse.message import Message, SignedMessage, UniqueMessage
@@ -28,8 +26,8 @@ from eric_sse_sql import (
     SqlStorageEngine,
 )
 from eric_sse_sql.contract import make_connection
-
-Record = Callable[[Database], Statements]
+from support.catalog import table_counts
+from support.statements import Record
 
 
 def drain(queue: SqlQueue) -> list[object]:

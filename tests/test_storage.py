@@ -5,11 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
 
 import pytest
-from catalog import connections_in_use
-from conftest import Statements
 from eric_sse.exception import RepositoryError
 from sqlalchemy import URL, text
 
@@ -17,8 +14,8 @@ from eric_sse_sql import Database, SqlStorageEngine
 from eric_sse_sql.execution.statement import Statement
 from eric_sse_sql.sql.entries import FIRST_PAGE, NEXT_PAGE
 from eric_sse_sql.storage import FIRST_PAGE_ROWS
-
-Record = Callable[[Database], Statements]
+from support.catalog import connections_in_use
+from support.statements import Record
 
 
 def test_each_call_is_one_statement(database: Database, statements: Record) -> None:

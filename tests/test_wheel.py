@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy
-from catalog import REPOSITORY, address
 from sqlalchemy import URL
+
+from support.catalog import REPOSITORY, address
 
 # The whole of an application: it makes the tables, and stores and fetches.
 PROGRAM = """

@@ -6,13 +6,13 @@ import random
 from collections.abc import Callable
 
 import pytest
-from conftest import upstream_storage
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
 from eric_sse_sql import Database, SqlStorageEngine
 from eric_sse_sql.contract import ItemNotFound, KvStorageEngine
+from support.upstream import upstream_storage
 
 # Text of all planes, with what breaks prefix searches near the top of the choice.
 CHARACTERS = st.sampled_from("aAéÉ%_*?[\\'\"/:. \ud7ff\ue000\uffff\U0001f600\U0010ffff") | st.characters(

@@ -6,7 +6,6 @@ import pickle
 from datetime import datetime, timezone
 from typing import Any
 
-import application
 import pytest
 from eric_sse.exception import RepositoryError
 from eric_sse.message import Message
@@ -16,6 +15,7 @@ from sqlalchemy import text
 
 from eric_sse_sql import Database, PickleCodec, SqlQueue
 from eric_sse_sql.pickles import message_blob
+from support import application
 
 CODEC = PickleCodec()
 CONTEXT = "sse_messages/q"

@@ -18,21 +18,20 @@ from typing import Any
 
 import psycopg
 import pytest
-from catalog import connections_in_use
-from conftest import Statements
 from eric_sse.exception import NoMessagesException, RepositoryError
 from eric_sse.message import Message
-from proxy import Proxy
 from sqlalchemy import URL, make_url, text
-from workers import forking
 
 from eric_sse_sql import BlockingSqlQueue, Database, SqlQueue
 from eric_sse_sql.wakeups import sources, watcher
 from eric_sse_sql.wakeups.notifier import channel_name
 from eric_sse_sql.wakeups.queue_watch import QueueWatch
 from eric_sse_sql.wakeups.watcher import FALLBACK_SECONDS
+from support.catalog import connections_in_use
+from support.freezing_proxy import Proxy
+from support.processes import forking
+from support.statements import Record, Statements
 
-Record = Callable[[Database], Statements]
 DEADLINE = 30  # seconds
 
 

@@ -7,7 +7,6 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from catalog import connections_in_use
 from eric_sse.exception import RepositoryError
 from eric_sse.listener import MessageQueueListener
 from eric_sse.message import Message
@@ -25,6 +24,7 @@ from eric_sse_sql import (
     contract,
 )
 from eric_sse_sql.queues import broadcast
+from support.catalog import connections_in_use
 
 COLUMNS = {
     "kv_entries": "key, value",

@@ -25,7 +25,7 @@ from eric_sse_sql.contract import ERIC_SSE_2_0
 
 pytestmark = pytest.mark.skipif(ERIC_SSE_2_0, reason="the service is built on the repositories of eric-sse 2.1")
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 PATIENCE = 20.0  # seconds until a wait fails
 
 Event = tuple[str, Any]

@@ -6,26 +6,25 @@ import asyncio
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import aclosing
 from datetime import timedelta
 from typing import Any
 
 import pytest
-from conftest import Statements, table_counts
 from eric_sse.exception import RepositoryError
 from eric_sse.message import Message
 from sqlalchemy import URL, text
 
 from eric_sse_sql import Database, SqlQueue
 from eric_sse_sql.contract import ERIC_SSE_2_0
+from support.catalog import table_counts
 
 if ERIC_SSE_2_0:
     pytest.skip("eric-sse 2.0 has no such channel", allow_module_level=True)
 
 from eric_sse_sql import SqlSSEChannel, SqlSSEChannelRepository
 
-Record = Callable[[Database], Statements]
 DEADLINE = 30  # seconds
 
 

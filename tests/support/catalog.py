@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any, cast
 
 from alembic.script import ScriptDirectory
-from sqlalchemy import URL, Connection, QueuePool, create_engine
+from sqlalchemy import URL, Connection, QueuePool, create_engine, text
 
 from eric_sse_sql import Database, migrations
+from eric_sse_sql.models import TABLE_NAMES
 
 HEAD = ScriptDirectory.from_config(migrations.config()).get_current_head()
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parent.parent.parent
 ALEMBIC = shutil.which("alembic", path=Path(sys.executable).parent)
 
 SQLITE = {
@@ -117,6 +118,13 @@ def connections_in_use(database: Database) -> int:
     """How many connections of the pool are in use, without the one that the package keeps at hand."""
     database.executor.release()
     return cast(QueuePool, database.engine.pool).checkedout()
+
+
+def table_counts(database: Database) -> dict[str, int]:
+    """How many rows each table has; the tables of replay only where they have any."""
+    with database.engine.connect() as connection:
+        counts = {table: connection.scalar(text(f"SELECT count(*) FROM {table}")) for table in sorted(TABLE_NAMES)}
+    return {table: count for table, count in counts.items() if count or not table.startswith("sse_deliver")}
 
 
 def address(url: URL) -> str:

@@ -13,16 +13,16 @@ from contextlib import aclosing, contextmanager, suppress
 from typing import Any
 
 import pytest
-from conftest import Statements
 from eric_sse.exception import InvalidListenerException, NoMessagesException, RepositoryError
 from eric_sse.listener import MessageQueueListener
 from eric_sse.message import Message, MessageContract
 from sqlalchemy import URL, text
-from workers import fork, forking
 
 from eric_sse_sql import BlockingSqlQueue, Database, SqlQueue
 from eric_sse_sql.contract import ERIC_SSE_2_0, make_connection, register
 from eric_sse_sql.streams import source
+from support.processes import fork, forking
+from support.statements import Record
 
 if ERIC_SSE_2_0:
     pytest.skip("eric-sse 2.0 has no such channel", allow_module_level=True)
@@ -31,7 +31,6 @@ from eric_sse.prefabs import SSEChannel
 
 from eric_sse_sql import SqlConnectionsFactory, SqlSSEChannel
 
-Record = Callable[[Database], Statements]
 DEADLINE = 30  # seconds
 
 

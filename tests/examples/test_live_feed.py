@@ -20,12 +20,12 @@ import pytest
 from eric_sse.message import Message
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 from sqlalchemy import URL, make_url, text
-from workers import repository, until
 
 from eric_sse_sql import Database
 from eric_sse_sql.contract import ERIC_SSE_2_0
+from support.processes import repository, until
 
-EXAMPLE = Path(__file__).parent.parent / "examples" / "live_feed"
+EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "live_feed"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 QUIET = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from conftest import Statements, table_counts, upstream_storage
 from eric_sse.connection import Connection
 from eric_sse.entities import AbstractChannel
 from eric_sse.exception import NoMessagesException, RepositoryError
@@ -34,8 +33,10 @@ from eric_sse_sql.contract import (
     register,
     registered_connections,
 )
+from support.catalog import table_counts
+from support.statements import Record
+from support.upstream import upstream_storage
 
-Record = Callable[[Database], Statements]
 EMPTY = {"kv_entries": 0, "sse_channels": 0, "sse_connections": 0, "sse_messages": 0}
 
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import psycopg
 import pytest
-from catalog import HEAD, address, alembic, catalog, connected, tables, without
 from eric_sse.exception import RepositoryError
 from eric_sse_sql.migrations import OWN_TABLES, VERSIONS
 from sqlalchemy import URL, create_engine, make_url, text
 
 from eric_sse_sql import Database, SqlStorageEngine
+from support.catalog import HEAD, address, alembic, catalog, connected, tables, without
 
 OLDER = "eric_sse_sql_0002"
 ODD_NAME = 'Odd-"Name" :of 100%'

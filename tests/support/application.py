@@ -152,7 +152,7 @@ class Misplaced(ByMixin):
 
     @property
     def kv_class_absolute_path(self) -> str:
-        return "application.Nowhere"
+        return "support.application.Nowhere"
 
 
 class Disguised(ByMixin):
@@ -160,7 +160,7 @@ class Disguised(ByMixin):
 
     @property
     def kv_class_absolute_path(self) -> str:
-        return "application.Order"
+        return "support.application.Order"
 
 
 class Colour(Enum):

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
-from conftest import Statements, table_counts
 
 from eric_sse_sql.contract import ERIC_SSE_2_0
+from support.catalog import table_counts
+from support.statements import Record, Statements
 
 if ERIC_SSE_2_0:
     pytest.skip("the repositories of eric-sse 2.1 need eric-sse 2.1", allow_module_level=True)
@@ -40,7 +41,6 @@ from eric_sse_sql import (
     SqlStorageEngine,
 )
 
-Record = Callable[[Database], Statements]
 EMPTY = {"kv_entries": 0, "sse_channels": 0, "sse_connections": 0, "sse_messages": 0}
 
 

@@ -17,7 +17,13 @@ import psycopg
 import pytest
 from alembic import command
 from alembic.script import ScriptDirectory
-from catalog import (
+from eric_sse.exception import RepositoryError
+from sqlalchemy import URL, Engine, create_engine, event, text
+from sqlalchemy.orm import Session
+
+from eric_sse_sql import Database, SqlStorageEngine, migrations
+from eric_sse_sql.models import TABLE_NAMES, Base, ChannelRow, ConnectionRow, KvEntry, MessageRow
+from support.catalog import (
     HEAD,
     REPOSITORY,
     address,
@@ -29,12 +35,6 @@ from catalog import (
     tables,
     without,
 )
-from eric_sse.exception import RepositoryError
-from sqlalchemy import URL, Engine, create_engine, event, text
-from sqlalchemy.orm import Session
-
-from eric_sse_sql import Database, SqlStorageEngine, migrations
-from eric_sse_sql.models import TABLE_NAMES, Base, ChannelRow, ConnectionRow, KvEntry, MessageRow
 
 VERSION_TABLE = "eric_sse_sql_version"
 OURS = {*TABLE_NAMES, VERSION_TABLE}

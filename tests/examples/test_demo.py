@@ -7,12 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from conftest import table_counts
 from sqlalchemy import URL
 
 from eric_sse_sql import Database
+from support.catalog import table_counts
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -6,13 +6,12 @@ import asyncio
 import random
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Statements
 from eric_sse.exception import NoMessagesException, RepositoryError
 from eric_sse.message import Message
 from sqlalchemy import URL, Connection, Engine, create_engine, text
@@ -21,8 +20,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engin
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from eric_sse_sql import BlockingSqlQueue, Database, SqlQueue, SqlStorageEngine
+from support.statements import Record
 
-Record = Callable[[Database], Statements]
 ORDERS = "CREATE TABLE orders (number INTEGER PRIMARY KEY)"
 ORDER = text("INSERT INTO orders VALUES (:number)")
 

@@ -1,0 +1,1 @@
+"""What several test modules share: databases, processes, recorders, and the classes of an application."""

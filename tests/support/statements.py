@@ -1,0 +1,31 @@
+"""A recorder of the statements that reach a database."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sqlalchemy import event
+
+from eric_sse_sql import Database
+
+
+class Statements(list[str]):
+    """The statements that an engine was given, in order."""
+
+
+Record = Callable[[Database], Statements]
+
+
+def record_statements(database: Database) -> Statements:
+    """Begin to record the statements of a database.
+
+    Transaction control is not recorded, nor is the notification that a background thread sends for many pushes.
+    """
+    recorded = Statements()
+
+    @event.listens_for(database.engine, "before_cursor_execute")
+    def record(connection: object, cursor: object, statement: str, *others: object) -> None:
+        if not statement.startswith("SELECT pg_notify"):
+            recorded.append(statement)
+
+    return recorded
