@@ -34,6 +34,7 @@ from eric_sse_sql import (
 )
 from eric_sse_sql.contract import ERIC_SSE_2_0, ItemNotFound
 from support.catalog import address
+from support.waiting import DEADLINE
 
 if not ERIC_SSE_2_0:
     from assets.rooms import RoomRepository
@@ -42,7 +43,6 @@ if not ERIC_SSE_2_0:
 ASSETS = sorted(Path(shop.__file__).parent.glob("0.*_eric_sse_*"))
 # An object of eric-sse's own channel classes is stored with the attributes that it has in the eric-sse installed.
 OF_THIS_ERIC_SSE = [path for path in ASSETS if ("_eric_sse_2.0_" in path.name) == ERIC_SSE_2_0]
-DEADLINE = 30  # seconds
 LONG_AGO = timedelta(seconds=1)
 DETAILS = (
     *("id", "type", "payload", "sender_id", "number", "content", "name", "parts", "heard"),

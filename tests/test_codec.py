@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -28,9 +29,10 @@ from eric_sse.queues import InMemoryQueue
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eric_sse_sql import Database, PickleCodec, SqlQueue
+from eric_sse_sql import Database, PickleCodec, QueueRepository, SqlQueue, SqlStorageEngine
 from eric_sse_sql.contract import ItemNotFound
 from support import application
+from support.catalog import table_counts
 
 CODEC = PickleCodec()
 CONTEXT = "kv_entries/kv/key"
@@ -435,6 +437,14 @@ def test_a_database_can_only_be_pickled_by_the_codec(use: Callable[[Any], Any]) 
 def test_a_database_takes_no_state_from_a_pickle() -> None:
     with pytest.raises(TypeError, match="takes no state"):
         Database("sqlite://").__setstate__({})
+
+
+def test_a_queue_of_another_database_is_not_stored_as_one_of_this(database: Database, tmp_path: Path) -> None:
+    with Database(f"sqlite:///{tmp_path / 'other.db'}") as other, Database("sqlite://") as memory:
+        for elsewhere in (other, memory):
+            with pytest.raises(RepositoryError, match="another database"):
+                QueueRepository(SqlStorageEngine(database)).persist(SqlQueue(elsewhere))
+    assert table_counts(database)["kv_entries"] == 0
 
 
 # Signatures

@@ -33,8 +33,8 @@ from support.processes import (
     running,
     stream,
     subscribe,
-    until,
 )
+from support.waiting import until
 
 PROCESSES, EACH = 4, 1_000
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from datetime import timedelta
 
 import pytest
 from eric_sse.exception import NoMessagesException, RepositoryError
@@ -18,25 +17,13 @@ from sqlalchemy import text
 
 from eric_sse_sql import (
     BlockingSqlQueue,
-    ConnectionRepository,
     Database,
-    QueueRepository,
     SqlConnectionsFactory,
     SqlQueue,
-    SqlStorageEngine,
 )
-from eric_sse_sql.contract import make_connection
 from support.catalog import table_counts
+from support.queues import drain
 from support.statements import Record
-
-
-def drain(queue: SqlQueue) -> list[object]:
-    payloads = []
-    while True:
-        try:
-            payloads.append(queue.pop().payload)
-        except NoMessagesException:
-            return payloads
 
 
 def test_messages_come_out_in_the_order_they_went_in(database: Database) -> None:
@@ -343,29 +330,6 @@ def test_a_factory_connects_listeners_to_queues_of_its_class(database: Database,
     assert one.listener is listener and other.listener.id != listener.id
     assert type(one.queue) is type(other.queue) is queue_class
     assert len({one.id, other.id}) == len({one.queue.id, other.queue.id}) == 2
-
-
-# Housekeeping
-
-
-def test_pruning_takes_old_messages_that_nobody_owns(database: Database, statements: Record) -> None:
-    storage = SqlStorageEngine(database)
-    connected, stored, orphan = (SqlQueue(database) for _ in range(3))
-    ConnectionRepository(storage).persist(make_connection(MessageQueueListener(), connected, "c"))
-    QueueRepository(storage).persist(stored)
-    for queue in (connected, stored, orphan):
-        queue.push(Message("old"))
-    age = {"sqlite": "datetime('now', '-2 hours')", "postgresql": "now() - interval '2 hours'"}
-    with database.engine.begin() as connection:
-        connection.execute(text(f"UPDATE sse_messages SET created_at = {age[database.engine.dialect.name]}"))
-    orphan.push(Message("new"))
-    seen = statements(database)
-    assert database.prune(older_than=timedelta(hours=3)) == 0
-    assert database.prune(older_than=timedelta(hours=1)) == 1
-    assert len(seen) == 2 * 3
-    assert [len(connected), len(stored), drain(orphan)] == [1, 1, [None]]
-    orphan.push(Message("new"))
-    assert database.prune(older_than=timedelta(days=-1)) == 1
 
 
 # Together

@@ -23,7 +23,8 @@ from sqlalchemy import URL, make_url, text
 
 from eric_sse_sql import Database
 from eric_sse_sql.contract import ERIC_SSE_2_0
-from support.processes import repository, until
+from support.processes import repository
+from support.waiting import until
 
 EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "live_feed"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from eric_sse.exception import NoMessagesException, RepositoryError
+from eric_sse.exception import RepositoryError
 from eric_sse.message import Message
 from sqlalchemy import URL, Connection, Engine, create_engine, text
 from sqlalchemy.exc import IntegrityError
@@ -20,6 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engin
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from eric_sse_sql import BlockingSqlQueue, Database, SqlQueue, SqlStorageEngine
+from support.queues import drain
 from support.statements import Record
 
 ORDERS = "CREATE TABLE orders (number INTEGER PRIMARY KEY)"
@@ -55,13 +56,8 @@ def joinable(request: pytest.FixtureRequest, engine: Engine, database: Database)
 
 
 def waiting(database: Database, queue_id: str = "q") -> list[Any]:
-    """The payloads of a queue, which is empty then."""
-    queue, payloads = SqlQueue(database, queue_id), []
-    while True:
-        try:
-            payloads.append(queue.pop().payload)
-        except NoMessagesException:
-            return payloads
+    """Pop all messages of a queue. Their payloads."""
+    return drain(SqlQueue(database, queue_id))
 
 
 def orders(engine: Engine) -> list[int]:

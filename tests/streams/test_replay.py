@@ -19,13 +19,13 @@ from sqlalchemy import URL, text
 from eric_sse_sql import Database, SqlQueue
 from eric_sse_sql.contract import ERIC_SSE_2_0
 from support.catalog import table_counts
+from support.channels import queue_of
+from support.waiting import DEADLINE
 
 if ERIC_SSE_2_0:
     pytest.skip("eric-sse 2.0 has no such channel", allow_module_level=True)
 
 from eric_sse_sql import SqlSSEChannel, SqlSSEChannelRepository
-
-DEADLINE = 30  # seconds
 
 
 class Feed:
@@ -36,7 +36,7 @@ class Feed:
         channel = self.repository.create({"channel_id": "feed", "replay_seconds": replay_seconds})
         self.listener_id = channel.add_listener().id
         self.repository.persist(channel)
-        self.queue = channel._get_queue(self.listener_id)
+        self.queue = queue_of(channel, self.listener_id)
 
     def push(self, *payloads: Any) -> None:
         self.queue.push_many([Message("n", payload) for payload in payloads])

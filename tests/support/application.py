@@ -1,4 +1,4 @@
-"""The classes of an application, as the tests of the codec store them."""
+"""The classes of an application, as the tests store them."""
 
 from __future__ import annotations
 
@@ -20,6 +20,10 @@ touched: list[Any] = []  # stays empty unless a pickle ran something
 def touch(*arguments: Any) -> None:
     """What no pickle may call."""
     touched.append(arguments)
+
+
+class ApplicationError(Exception):
+    """An error of the application's own."""
 
 
 class Order(Message):

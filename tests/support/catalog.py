@@ -115,21 +115,32 @@ def alembic(*arguments: str, folder: Path = REPOSITORY, fails: bool = False, **e
 
 
 def connections_in_use(database: Database) -> int:
-    """How many connections of the pool are in use, without the one that the package keeps at hand."""
+    """How many connections of the pool are in use, after the pinned ones were returned to it."""
     database.executor.release()
     return cast(QueuePool, database.engine.pool).checkedout()
 
 
 def table_counts(database: Database) -> dict[str, int]:
-    """How many rows each table has; the tables of replay only where they have any."""
+    """How many rows each table has; the tables of delivered messages only where they have any."""
     with database.engine.connect() as connection:
         counts = {table: connection.scalar(text(f"SELECT count(*) FROM {table}")) for table in sorted(TABLE_NAMES)}
     return {table: count for table, count in counts.items() if count or not table.startswith("sse_deliver")}
 
 
+def rename_table(database: Database, name: str, new_name: str) -> None:
+    """Rename a table, so that the statements on it fail until it has its name again."""
+    with database.engine.begin() as connection:
+        connection.execute(text(f"ALTER TABLE {name} RENAME TO {new_name}"))
+
+
 def address(url: URL) -> str:
     """A URL as people write it, password included."""
     return url.render_as_string(hide_password=False)
+
+
+def conninfo(url: URL) -> str:
+    """A URL as psycopg takes it, for a connection without any part of this package."""
+    return address(url.set(drivername="postgresql"))
 
 
 def _one_line(sql: Any) -> Any:

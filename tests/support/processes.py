@@ -17,9 +17,8 @@ from dataclasses import dataclass
 from itertools import count, cycle
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import pytest
 from eric_sse.exception import NoMessagesException, RepositoryError
 from eric_sse.listener import MessageQueueListener
 from eric_sse.message import Message, MessageContract
@@ -27,9 +26,7 @@ from eric_sse.prefabs import SSEChannel
 
 from eric_sse_sql import BlockingSqlQueue, ChannelRepository, Database, SqlQueue, SqlStorageEngine
 from eric_sse_sql.contract import ERIC_SSE_2_0, make_connection, register, registered_connections
-
-Test = TypeVar("Test", bound=Callable[..., object])
-PATIENCE = 240  # seconds, after which a test fails that would otherwise wait without end
+from support.waiting import PATIENCE, until
 
 # A process is forked from a server that has imported the package and opened nothing: as new as a spawned one, which
 # takes most of a second to import it.
@@ -81,15 +78,6 @@ def _opened(path: Path) -> Iterator[int]:
         yield file
     finally:
         os.close(file)
-
-
-def until(is_so: Callable[[], object], seconds: float = PATIENCE) -> None:
-    """Wait for something, within reason."""
-    give_up = time.monotonic() + seconds
-    while not is_so():
-        if time.monotonic() > give_up:
-            raise TimeoutError("what was waited for has not come")
-        time.sleep(0.002)
 
 
 @contextmanager
@@ -265,19 +253,3 @@ def stream(post: Post, of_21: bool) -> None:
                     listener.stop()
 
         asyncio.run(asyncio.wait_for(read(), PATIENCE))
-
-
-def forking(test: Test) -> Test:
-    """Marks a test that forks, though its process has threads."""
-    ignored = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-    return pytest.mark.skipif(not hasattr(os, "fork"), reason="this machine can't fork")(ignored(test))
-
-
-@contextmanager
-def fork(work: Callable[[], object]) -> Iterator[None]:
-    """Do some work in a forked child meanwhile."""
-    child = multiprocessing.get_context("fork").Process(target=work)
-    child.start()
-    yield
-    child.join(60)
-    assert child.exitcode == 0

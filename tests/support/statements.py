@@ -29,3 +29,8 @@ def record_statements(database: Database) -> Statements:
             recorded.append(statement)
 
     return recorded
+
+
+def without_polls(statements: Statements) -> list[str]:
+    """The statements that are no SELECT: all but the polls of the background thread."""
+    return [statement for statement in statements if not statement.startswith("SELECT")]

@@ -1,0 +1,144 @@
+"""Engines: those made from a URL, and those of an application, which stay as they are."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from eric_sse.exception import RepositoryError
+from eric_sse.message import Message
+from sqlalchemy import URL, Engine, create_engine, event, text
+from sqlalchemy.exc import TimeoutError
+
+from eric_sse_sql import Database, SqlQueue, SqlStorageEngine
+from support.application import ApplicationError
+
+
+def test_statements_take_the_same_way_whether_somebody_listens_or_not(database: Database) -> None:
+    storage, queue = SqlStorageEngine(database), SqlQueue(database)
+    storage.upsert("a", 1)
+    queue.push(Message("m", 1))
+    seen: list[str] = []
+    event.listen(database.engine, "before_cursor_execute", lambda *args: seen.append(args[2]))
+    assert storage.fetch_one("a") == 1
+    assert queue.pop().payload == 1
+    storage.delete("a")
+    assert [statement.split()[0] for statement in seen] == ["SELECT", "DELETE", "DELETE"]
+
+
+def test_a_logged_engine_logs_every_statement(database: Database, caplog: pytest.LogCaptureFixture) -> None:
+    storage = SqlStorageEngine(database)
+    storage.upsert("a", "the value is a secret")
+    with caplog.at_level("INFO", logger="sqlalchemy.engine.Engine"):
+        database.engine.echo = True  # reads the level again
+        storage.upsert("a", "another secret")
+    assert "INSERT INTO kv_entries" in caplog.text
+    assert "secret" not in caplog.text  # parameters are hidden on an engine that was made here
+    database.engine.echo = False
+
+
+DRIVER_AUTOCOMMIT = [True, False] if sys.version_info >= (3, 12) else []  # what sqlite3 calls autocommit=
+
+
+@pytest.fixture(params=["default", "serializable", "begin recipe", "autocommit", *DRIVER_AUTOCOMMIT])
+def application_engine(request: pytest.FixtureRequest, shared_url: URL) -> Any:
+    """The application's own engine, in the ways that applications have them."""
+    options: dict[str, Any] = {}
+    if request.param in ("serializable", "autocommit"):
+        options["isolation_level"] = request.param.upper()
+    if isinstance(request.param, bool) and shared_url.get_backend_name() == "sqlite":
+        options["connect_args"] = {"autocommit": request.param}
+    engine = create_engine(shared_url, **options)
+    if request.param == "begin recipe" and engine.dialect.name == "sqlite":
+        # https://docs.sqlalchemy.org/en/20/dialects/sqlite.html#sqlite-transactions
+        event.listen(engine, "connect", lambda connection, _: setattr(connection, "isolation_level", None))
+        event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
+    yield engine
+    assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+    engine.dispose()
+
+
+def test_an_engine_of_the_application_is_used_and_left_as_it_is(application_engine: Engine) -> None:
+    def settings() -> list[Any]:
+        with application_engine.connect() as connection:
+            if application_engine.dialect.name == "sqlite":
+                names = ("journal_mode", "foreign_keys", "synchronous", "busy_timeout")
+                pragmas = [connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in names]
+                return [*pragmas, connection.connection.driver_connection.isolation_level]  # type: ignore[union-attr]
+            return [connection.get_isolation_level(), connection.exec_driver_sql("SHOW search_path").scalar()]
+
+    before = settings()
+    database = Database(application_engine)
+    storage, queue = SqlStorageEngine(database), SqlQueue(database)
+    storage.upsert("a", 1)
+    queue.push(Message("m", 1))
+    with pytest.raises(ApplicationError), database.transaction():
+        storage.upsert("a", 2)
+        queue.pop()
+        raise ApplicationError
+    assert storage.fetch_one("a") == 1
+    assert queue.pop().payload == 1
+    with database.transaction():
+        storage.upsert("b", 1)
+        with database.transaction():
+            storage.upsert("a", 3)
+    with Database(application_engine.url) as other:
+        assert list(SqlStorageEngine(other).fetch_all()) == [3, 1]
+    database.close()
+    assert settings() == before
+    with application_engine.connect() as connection:  # closing the Database does not close the engine
+        assert connection.scalar(text("SELECT count(*) FROM kv_entries")) == 2
+
+
+def test_a_pool_without_free_connection_is_an_error_that_says_so(tmp_path: Path) -> None:
+    engine = create_engine(f"sqlite:///{tmp_path / 'a.db'}", pool_size=1, max_overflow=0, pool_timeout=0.05)
+    database = Database(engine)
+    database.upgrade()
+    with engine.connect(), pytest.raises(RepositoryError, match="pool_size") as caught:
+        SqlStorageEngine(database).upsert("a", 1)
+    assert isinstance(caught.value.__cause__, TimeoutError)
+    SqlStorageEngine(database).upsert("a", 1)
+    engine.dispose()
+
+
+def test_tables_can_be_in_a_schema_of_their_own(migrated_postgres: URL) -> None:
+    with Database(migrated_postgres, schema='odd "Schema"') as database, Database(migrated_postgres) as public:
+        database.upgrade()
+        database.check()
+        storage = SqlStorageEngine(database)
+        storage.upsert("a", 1)
+        assert list(storage.fetch_all()) == [1]
+        assert list(SqlStorageEngine(public).fetch_all()) == []
+        queue = SqlQueue(database)
+        queue.push(Message("m", 1))
+        assert queue.pop().payload == 1
+        with public.engine.begin() as connection:
+            connection.execute(text('DROP SCHEMA "odd ""Schema""" CASCADE'))
+
+
+def test_a_schema_is_refused_on_sqlite() -> None:
+    with pytest.raises(RepositoryError, match="schema= is for Postgres"):
+        Database("sqlite://", schema="app")
+
+
+def test_a_plain_postgresql_url_means_psycopg_3() -> None:
+    with Database("postgresql://somebody:secret@localhost/app") as database:
+        assert database.engine.dialect.driver == "psycopg"
+        assert "secret" not in repr(database)
+
+
+def test_two_ways_to_one_database_are_the_same(shared_url: URL) -> None:
+    engine = create_engine(shared_url)
+    with Database(shared_url) as one, Database(shared_url) as other:
+        application = Database(engine)
+        assert one.is_same(other) and one.is_same(application) and application.is_same(Database(engine))
+        assert not one.is_same(Database("sqlite://"))
+    engine.dispose()
+
+
+def test_a_relative_path_is_the_same_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with Database("sqlite:///a.db") as relative, Database(f"sqlite:///{tmp_path / 'a.db'}") as absolute:
+        assert relative.is_same(absolute)

@@ -1,0 +1,72 @@
+"""What is SQLite's alone: BEGIN IMMEDIATE, the settings of a file, and the one connection of a database in memory."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from eric_sse.exception import RepositoryError
+
+from eric_sse_sql import Database, SqlQueue, SqlStorageEngine
+from eric_sse_sql.execution import sqlite
+
+
+def test_a_reader_of_sqlite_never_becomes_a_writer_too_late(tmp_path: Path) -> None:
+    """BEGIN IMMEDIATE: a transaction that reads first may still write when another has written in between."""
+    url = f"sqlite:///{tmp_path / 'a.db'}"
+    with Database(url) as database, Database(url) as other:
+        database.upgrade()
+        storage = SqlStorageEngine(database)
+        with database.transaction():
+            assert list(storage.fetch_all()) == []
+            thread = threading.Thread(target=SqlStorageEngine(other).upsert, args=("b", 2))
+            thread.start()
+            thread.join(0.2)
+            assert thread.is_alive()  # the other writer waits for its turn
+            storage.upsert("a", 1)
+        thread.join()
+        assert list(storage.fetch_all()) == [1, 2]
+
+
+def test_sqlite_engines_made_here_are_set_up_for_many_processes(tmp_path: Path) -> None:
+    with Database(f"sqlite:///{tmp_path / 'a.db'}") as database, database.engine.connect() as connection:
+        pragma = {
+            name: connection.exec_driver_sql(f"PRAGMA {name}").scalar()
+            for name in ("journal_mode", "foreign_keys", "busy_timeout", "synchronous")
+        }
+    assert pragma == {"journal_mode": "wal", "foreign_keys": 1, "busy_timeout": 30_000, "synchronous": 2}
+
+
+def test_a_timeout_in_the_url_is_kept(tmp_path: Path) -> None:
+    with Database(f"sqlite:///{tmp_path / 'a.db'}?timeout=2") as database, database.engine.connect() as connection:
+        assert connection.exec_driver_sql("PRAGMA busy_timeout").scalar() == 2_000
+
+
+def test_a_locked_sqlite_database_is_an_error_that_says_so(tmp_path: Path) -> None:
+    with Database(f"sqlite:///{tmp_path / 'a.db'}?timeout=0.1") as database:
+        database.upgrade()
+        writer = sqlite3.connect(tmp_path / "a.db", isolation_level=None)
+        writer.execute("BEGIN IMMEDIATE")
+        for call in (lambda: SqlStorageEngine(database).upsert("a", 1), SqlQueue(database).pop):
+            with pytest.raises(RepositoryError, match="another writer holds the SQLite database") as caught:
+                call()
+            assert isinstance(caught.value.__cause__, sqlite3.OperationalError)
+        writer.execute("ROLLBACK")
+        writer.close()
+        SqlStorageEngine(database).upsert("a", 1)
+
+
+def test_a_thread_does_not_wait_for_ever_for_the_one_connection_of_a_database_in_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sqlite, "BUSY_SECONDS", 0.05)
+    with Database("sqlite://") as database, ThreadPoolExecutor(1) as thread:
+        database.upgrade()
+        storage = SqlStorageEngine(database)
+        with database.transaction(), pytest.raises(RepositoryError, match="every pooled connection is in use"):
+            thread.submit(storage.upsert, "a", 1).result()
+        thread.submit(storage.upsert, "a", 2).result()
+        assert list(storage.fetch_all()) == [2]

@@ -1,0 +1,195 @@
+"""``PrefetchBuffer``: a consumer that stops, in whatever moment, loses no message."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing, suppress
+from typing import Any
+
+import pytest
+from eric_sse.exception import RepositoryError
+from eric_sse.message import Message, MessageContract
+from sqlalchemy import URL
+
+from eric_sse_sql import Database, SqlQueue
+from eric_sse_sql.contract import ERIC_SSE_2_0
+from eric_sse_sql.streams import source
+from support.catalog import rename_table
+from support.queues import drain
+from support.streams import LoopTicks, connected, events, locked, run
+
+if ERIC_SSE_2_0:
+    pytest.skip("eric-sse 2.0 has no such channel", allow_module_level=True)
+
+
+def test_50_consumers_that_go_away_lose_nothing(database: Database) -> None:
+    channel, listener, queue = connected(database)
+    queue.push_many(Message("n", n) for n in range(500))
+    rng = random.Random(50)
+
+    async def main() -> list[Any]:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))  # in which one waits for the other
+        seen: list[Any] = []
+
+        async def consume() -> None:
+            async with aclosing(channel.message_stream(listener)) as stream:
+                async for event in stream:
+                    seen.append(event["data"])
+
+        for _ in range(50):
+            task = asyncio.create_task(consume())
+            for _ in range(rng.randint(0, 8)):
+                await asyncio.sleep(rng.choice([0, 0, 0.001]))
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+            await asyncio.to_thread(int)  # a fetch that was under way has ended then, and gives back what it has got
+            while len(seen) + len(queue) < 500:
+                await asyncio.sleep(0.01)
+        return seen
+
+    seen = run(main)
+    assert seen + drain(queue) == list(range(500))
+
+
+@pytest.mark.parametrize("way", ["closed", "cancelled", "stopped"])
+def test_the_event_loop_goes_on_while_a_stream_that_ends_gives_back_to_a_locked_database(
+    shared_url: URL, way: str
+) -> None:
+    with Database(shared_url) as database:
+        channel, listener, queue = connected(database)
+        queue.push_many(Message("n", n) for n in range(10))
+        has_begun, may_end = asyncio.Event(), asyncio.Event()
+
+        async def consume() -> None:
+            async with aclosing(channel.message_stream(listener)) as stream:
+                assert (await anext(stream))["data"] == 0
+                has_begun.set()
+                await may_end.wait()
+                if way == "stopped":
+                    listener.stop()
+                    assert [event async for event in stream] == []
+
+        async def main() -> int:
+            task = asyncio.create_task(consume())
+            await has_begun.wait()
+            with locked(shared_url):
+                ticks = LoopTicks()
+                if way == "cancelled":
+                    task.cancel()
+                may_end.set()
+                await asyncio.sleep(1)
+                count = ticks.stop()
+            with suppress(asyncio.CancelledError):
+                await task
+            return count
+
+        assert run(main) >= 20
+        assert drain(queue) == list(range(1, 10))
+
+
+def test_the_event_loop_goes_on_while_an_unreadable_message_goes_back_to_a_locked_database(
+    shared_url: URL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Database(shared_url) as database:
+        channel, listener, queue = connected(database)
+        queue.push_many(Message("n", n) for n in range(3))
+
+        async def main() -> int:
+            async with aclosing(channel.message_stream(listener)) as stream:
+                assert (await anext(stream))["data"] == 0
+                monkeypatch.setattr(queue, "decoded", unreadable)
+                with locked(shared_url):
+                    ticks = LoopTicks()
+                    going_on = asyncio.ensure_future(anext(stream))
+                    await asyncio.sleep(1)
+                    count = ticks.stop()
+                assert (await going_on)["event"] == "error"
+            return count
+
+        def unreadable(row: Any) -> MessageContract:
+            raise RepositoryError("as it was told")
+
+        assert run(main) >= 20
+        assert drain(SqlQueue(database, queue.id)) == [1, 2]
+
+
+def test_a_consumer_that_goes_away_twice_while_its_messages_go_back_loses_nothing(shared_url: URL) -> None:
+    with Database(shared_url) as database:
+        # The delay lets most be fetched, and not delivered.
+        channel, listener, queue = connected(database, stream_delay_seconds=60)
+        queue.push_many(Message("n", n) for n in range(10))
+
+        async def main() -> None:
+            task = asyncio.create_task(events(channel, listener, 11))
+            while not listener.heard:
+                await asyncio.sleep(0.01)
+            with locked(shared_url):
+                for _ in range(2):
+                    task.cancel()
+                    await asyncio.sleep(0.1)
+            with suppress(asyncio.CancelledError):
+                await task
+
+        run(main)
+        assert drain(queue) == list(range(1, 10))
+
+
+def test_a_consumer_that_goes_away_while_a_fetch_is_under_way_loses_nothing(shared_url: URL) -> None:
+    with Database(shared_url) as database:
+        channel, listener, queue = connected(database)
+        queue.push_many(Message("n", n) for n in range(10))
+
+        async def main() -> None:
+            with locked(shared_url):
+                task = asyncio.create_task(events(channel, listener, 1))
+                await asyncio.sleep(0.3)  # the fetch waits for the lock
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
+
+        run(main)  # and with the event loop end the threads
+        assert drain(queue) == list(range(10))
+
+
+def test_a_consumer_that_goes_away_in_an_outage_loses_nothing(database: Database) -> None:
+    channel, listener, queue = connected(database)
+    queue.push_many(Message("n", n) for n in range(10))
+
+    async def main() -> None:
+        stream = channel.message_stream(listener)
+        assert (await anext(stream))["data"] == 0
+        await asyncio.to_thread(rename_table, database, "sse_messages", "elsewhere")
+        closing = asyncio.create_task(stream.aclose())
+        await asyncio.sleep(0.3)
+        assert not closing.done()
+        await asyncio.to_thread(rename_table, database, "elsewhere", "sse_messages")
+        await closing
+
+    run(main)
+    assert drain(queue) == list(range(1, 10))
+
+
+def test_messages_that_can_not_be_given_back_in_time_are_counted_in_the_log(
+    database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(source, "PUT_BACK_SECONDS", 0.2)
+    channel, listener, queue = connected(database)
+    queue.push_many(Message("n", n) for n in range(10))
+
+    async def main() -> None:
+        stream = channel.message_stream(listener)
+        assert (await anext(stream))["data"] == 0
+        await asyncio.to_thread(rename_table, database, "sse_messages", "elsewhere")
+        with pytest.raises(RepositoryError, match="can't be put back"):
+            await stream.aclose()
+
+    try:
+        run(main)
+    finally:
+        rename_table(database, "elsewhere", "sse_messages")
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == [
+        "9 messages that were fetched for a stream can't be put back"
+    ]
