@@ -6,21 +6,28 @@ import os
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 from sqlalchemy import URL, create_engine, make_url, text
 
-from eric_sse_sql import Database, SqlStorageEngine
+from eric_sse_sql import Database, SqlQueue, SqlStorageEngine
 from eric_sse_sql.contract import KvStorageEngine
 from eric_sse_sql.models import TABLE_NAMES
-from support.catalog import connected, connections_in_use
+from support.catalog import connected
+from support.databases import application_engine, opened
+from support.queues import BlockingQueueWithoutWait, Queues, SqlQueues, UpstreamQueues
 from support.statements import Record, record_statements
 from support.upstream import upstream_storage
 
 BACKENDS = ("sqlite-memory", "sqlite-file", "postgres")
 SHARED_BACKENDS = ("sqlite-file", "postgres")  # those that several processes can open
+QUEUE_BACKENDS = [
+    *((backend, "own engine", SqlQueue) for backend in BACKENDS),
+    *((backend, "own engine", BlockingQueueWithoutWait) for backend in BACKENDS),
+    *((backend, "engine of an application", SqlQueue) for backend in SHARED_BACKENDS),
+]
 
 
 @pytest.fixture(scope="session")
@@ -111,25 +118,44 @@ def shared_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[URL]:
 @pytest.fixture(params=BACKENDS)
 def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
     """A database with empty tables. None of its connections may be in use when the test ends."""
-    with _url(request.param, request, tmp_path) as url, Database(url) as made:
-        if request.param == "sqlite-memory":
-            made.upgrade()
+    with _database(request.param, request, tmp_path) as made:
         yield made
-        made.watcher.close()  # whose thread may be looking
-        made.publisher.close()  # whose thread may be notifying
-        assert connections_in_use(made) == 0, "a connection leaked"
 
 
 @pytest.fixture(params=("memory", *BACKENDS))
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[KvStorageEngine]:
-    """An empty storage engine: eric-sse's own, in memory, which is the measure, and those of every database."""
+    """An empty storage engine: eric-sse's own in memory, which is the oracle, and those of every database."""
     if request.param == "memory":
         yield upstream_storage()
         return
-    with _url(request.param, request, tmp_path) as url, Database(url) as made:
-        if request.param == "sqlite-memory":
-            made.upgrade()
+    with _database(request.param, request, tmp_path) as made:
         yield SqlStorageEngine(made)
+
+
+@pytest.fixture(
+    params=("memory", *QUEUE_BACKENDS),
+    ids=lambda param: param if isinstance(param, str) else f"{param[0]}-{param[1]}-{param[2].__name__}",
+)
+def queues(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Queues]:
+    """Makes queues: eric-sse's own in memory, which are the oracle, and those of every database."""
+    if request.param == "memory":
+        yield UpstreamQueues()
+        return
+    backend, engine, queue_class = request.param
+    with _database(backend, request, tmp_path, engine) as made:
+        yield SqlQueues(made, queue_class)
+
+
+@contextmanager
+def _database(
+    backend: str, request: pytest.FixtureRequest, tmp_path: Path, engine: str = "own engine"
+) -> Iterator[Database]:
+    with _url(backend, request, tmp_path) as url, ExitStack() as stack:
+        bind = url if engine == "own engine" else stack.enter_context(application_engine(url))
+        made = stack.enter_context(opened(bind))
+        if backend == "sqlite-memory":
+            made.upgrade()
+        yield made
 
 
 @contextmanager

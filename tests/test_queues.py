@@ -9,10 +9,7 @@ import time
 import pytest
 from eric_sse.exception import NoMessagesException, RepositoryError
 from eric_sse.listener import MessageQueueListener
-from eric_sse.message import Message, SignedMessage, UniqueMessage
-from hypothesis import HealthCheck, settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
+from eric_sse.message import Message
 from sqlalchemy import text
 
 from eric_sse_sql import (
@@ -26,13 +23,6 @@ from support.queues import drain
 from support.statements import Record
 
 
-def test_messages_come_out_in_the_order_they_went_in(database: Database) -> None:
-    queue = SqlQueue(database)
-    for n in range(20):
-        queue.push(Message("n", n))
-    assert drain(queue) == list(range(20))
-
-
 def test_push_and_pop_are_one_statement_each(database: Database, statements: Record) -> None:
     queue, seen = SqlQueue(database), statements(database)
     queue.push(Message("m"))
@@ -42,17 +32,6 @@ def test_push_and_pop_are_one_statement_each(database: Database, statements: Rec
     with pytest.raises(NoMessagesException):
         queue.pop()
     assert len(seen) == 3
-
-
-def test_every_message_class_of_eric_sse_comes_back(database: Database) -> None:
-    queue = SqlQueue(database)
-    queue.push(Message("plain", {"n": 1}))
-    queue.push(SignedMessage("sender", "signed", [1]))
-    queue.push(UniqueMessage(message_id="id", message=Message("unique", "text"), sender_id="sender"))
-    plain, signed, unique = queue.pop(), queue.pop(), queue.pop()
-    assert (plain.type, plain.payload) == ("plain", {"n": 1})
-    assert (signed.sender_id, signed.payload) == ("sender", [1])  # type: ignore[attr-defined]
-    assert (unique.id, unique.sender_id, unique.payload) == ("id", "sender", "text")  # type: ignore[attr-defined]
 
 
 def test_queues_of_one_id_share_their_messages(database: Database) -> None:
@@ -330,67 +309,3 @@ def test_a_factory_connects_listeners_to_queues_of_its_class(database: Database,
     assert one.listener is listener and other.listener.id != listener.id
     assert type(one.queue) is type(other.queue) is queue_class
     assert len({one.id, other.id}) == len({one.queue.id, other.queue.id}) == 2
-
-
-# Together
-
-
-def test_threads_share_a_queue_and_no_message_is_lost_or_doubled(database: Database) -> None:
-    queue, taken, lock = SqlQueue(database), list[object](), threading.Lock()
-
-    def produce(who: int) -> None:
-        for n in range(50):
-            queue.push(Message("m", (who, n)))
-
-    def consume() -> None:
-        while len(taken) < 100:
-            try:
-                message = queue.pop()
-            except NoMessagesException:
-                continue
-            with lock:
-                taken.append(message.payload)
-
-    threads = [threading.Thread(target=produce, args=(who,)) for who in range(2)]
-    threads += [threading.Thread(target=consume) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    assert sorted(taken) == [(who, n) for who in range(2) for n in range(50)]  # type: ignore[type-var]
-
-
-class LikeAList(RuleBasedStateMachine):
-    """Two queues are two lists, whatever is done to them."""
-
-    database: Database
-
-    @initialize()
-    def begin(self) -> None:
-        self.queues = [SqlQueue(self.database), SqlQueue(self.database)]
-        self.lists: list[list[int]] = [[], []]
-        self.pushed = 0
-
-    @rule(which=st.integers(0, 1))
-    def push(self, which: int) -> None:
-        self.pushed += 1
-        self.queues[which].push(Message("m", self.pushed))
-        self.lists[which].append(self.pushed)
-
-    @rule(which=st.integers(0, 1))
-    def pop(self, which: int) -> None:
-        if self.lists[which]:
-            assert self.queues[which].pop().payload == self.lists[which].pop(0)
-        else:
-            with pytest.raises(NoMessagesException):
-                self.queues[which].pop()
-
-
-def test_any_sequence_of_pushes_and_pops_is_that_of_lists(database: Database) -> None:
-    machine = type("Machine", (LikeAList,), {"database": database})
-    run_state_machine_as_test(
-        machine,
-        settings=settings(
-            max_examples=20, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
-        ),
-    )

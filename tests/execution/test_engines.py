@@ -13,6 +13,7 @@ from sqlalchemy import URL, Engine, create_engine, event, text
 from sqlalchemy.exc import TimeoutError
 
 from eric_sse_sql import Database, SqlQueue, SqlStorageEngine
+from support import databases
 from support.application import ApplicationError
 
 
@@ -45,19 +46,13 @@ DRIVER_AUTOCOMMIT = [True, False] if sys.version_info >= (3, 12) else []  # what
 @pytest.fixture(params=["default", "serializable", "begin recipe", "autocommit", *DRIVER_AUTOCOMMIT])
 def application_engine(request: pytest.FixtureRequest, shared_url: URL) -> Any:
     """The application's own engine, in the ways that applications have them."""
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {"begins": request.param == "begin recipe"}
     if request.param in ("serializable", "autocommit"):
         options["isolation_level"] = request.param.upper()
     if isinstance(request.param, bool) and shared_url.get_backend_name() == "sqlite":
         options["connect_args"] = {"autocommit": request.param}
-    engine = create_engine(shared_url, **options)
-    if request.param == "begin recipe" and engine.dialect.name == "sqlite":
-        # https://docs.sqlalchemy.org/en/20/dialects/sqlite.html#sqlite-transactions
-        event.listen(engine, "connect", lambda connection, _: setattr(connection, "isolation_level", None))
-        event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
-    yield engine
-    assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
-    engine.dispose()
+    with databases.application_engine(shared_url, **options) as engine:
+        yield engine
 
 
 def test_an_engine_of_the_application_is_used_and_left_as_it_is(application_engine: Engine) -> None:

@@ -20,6 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engin
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from eric_sse_sql import BlockingSqlQueue, Database, SqlQueue, SqlStorageEngine
+from support.databases import application_engine, opened
 from support.queues import drain
 from support.statements import Record
 
@@ -30,18 +31,17 @@ ORDER = text("INSERT INTO orders VALUES (:number)")
 @pytest.fixture
 def engine(shared_url: URL) -> Iterator[Engine]:
     """The application's own engine, made with SQLAlchemy's defaults, and its own table."""
-    made = create_engine(shared_url)
-    with made.begin() as connection:
-        connection.execute(text(ORDERS))
-    yield made
-    with made.begin() as connection:
-        connection.execute(text("DROP TABLE orders"))
-    made.dispose()
+    with application_engine(shared_url) as made:
+        with made.begin() as connection:
+            connection.execute(text(ORDERS))
+        yield made
+        with made.begin() as connection:
+            connection.execute(text("DROP TABLE orders"))
 
 
 @pytest.fixture
 def database(shared_url: URL) -> Iterator[Database]:
-    with Database(shared_url) as made:
+    with opened(shared_url) as made:
         yield made
 
 
@@ -51,7 +51,7 @@ def joinable(request: pytest.FixtureRequest, engine: Engine, database: Database)
     if request.param == "another engine":
         yield database
         return
-    with Database(engine) as made:
+    with opened(engine) as made:
         yield made
 
 
