@@ -12,6 +12,9 @@ from sqlalchemy import URL, Engine, create_engine, make_url
 from eric_sse_sql.execution import postgres, sqlite
 from eric_sse_sql.execution.driver import Driver
 
+#: Database and driver of the connections of an application that can be joined.
+JOINABLE = {("postgresql", "psycopg"), ("sqlite", "pysqlite"), ("sqlite", "aiosqlite")}
+
 
 def make_engine(bind: str | URL, *, through_proxy: bool = False) -> Engine:
     """An engine in autocommit, whose connections need no reset and whose errors quote no parameter.

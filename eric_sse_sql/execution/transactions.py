@@ -15,9 +15,9 @@ from sqlalchemy import Connection
 
 from eric_sse_sql.errors import repository_errors
 from eric_sse_sql.execution.driver import Driver
+from eric_sse_sql.execution.engines import JOINABLE
 from eric_sse_sql.execution.statement import Compiled, Row
 
-JOINABLE = {("postgresql", "psycopg"), ("sqlite", "pysqlite"), ("sqlite", "aiosqlite")}
 Callbacks = list[Callable[[], object]]
 
 
