@@ -1,4 +1,4 @@
-"""The databases that the tests run on: all real, and none left behind."""
+"""The databases that the tests run on: real ones, which are dropped after the tests."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def new_postgres(postgres_server: URL) -> Iterator[Callable[[], URL]]:
 
 @pytest.fixture(scope="session")
 def migrated_postgres(new_postgres: Callable[[], URL]) -> URL:
-    """One Postgres database with the tables in it. Who uses it leaves them empty."""
+    """One Postgres database with tables. A test that uses it leaves them empty."""
     url = new_postgres()
     with Database(url) as database:
         database.upgrade()

@@ -317,7 +317,7 @@ def test_a_channel_is_loaded_dispatched_to_persisted_and_deleted(database: Datab
 
 @of_this_eric_sse
 @pytest.mark.parametrize("channel_id", ONE_OF_EACH_REPOSITORY)
-def test_a_stream_begins_with_what_waited(database: Database, channel_id: str) -> None:
+def test_a_stream_begins_with_the_waiting_messages(database: Database, channel_id: str) -> None:
     repository, expected = channels_of(database)[channel_id]
     waiting = expected.adapt(Message("waiting", channel_id))
     for _, listener, queue in shop.connections(database, channel_id):
@@ -327,7 +327,7 @@ def test_a_stream_begins_with_what_waited(database: Database, channel_id: str) -
 
 @of_this_eric_sse
 @with_eric_sse_2_1
-def test_a_channel_comes_to_connections_that_were_persisted_before_it(database: Database) -> None:
+def test_a_channel_gets_the_connections_that_were_persisted_before_it(database: Database) -> None:
     repository, expected = SqlSSEChannelRepository(database), shop.connections(database, "later")
     assert described_all(repository.connections_repository.load_all("later")) == described_all(expected)
     repository.persist(repository.create({"channel_id": "later"}))
@@ -346,7 +346,7 @@ def test_listeners_and_queues_come_back_by_the_id_of_their_connection(database: 
 @of_this_eric_sse
 @with_eric_sse_2_1
 @pytest.mark.parametrize("last_event_id", [(), ("1",), ("3",), ("5",)])
-def test_a_stream_is_contiguous_behind_its_last_event_or_begins_with_a_reset(
+def test_a_stream_is_contiguous_after_its_last_event_or_begins_with_a_reset(
     database: Database, last_event_id: tuple[str, ...]
 ) -> None:
     """0 to 4 were delivered, with the ids 1 to 5; 5 and 6 wait. A later version may not know these ids any more."""

@@ -63,7 +63,7 @@ def used(request: pytest.FixtureRequest, database: Database) -> Iterator[Databas
 
 @contextmanager
 def refused(database: Database, message: str) -> Iterator[None]:
-    """What is inside is refused. Nothing is written, nothing is given away, and what comes next works."""
+    """The block raises an error that quotes no value. Nothing is written, and the next call works."""
     before = table_counts(database)
     with pytest.raises(RepositoryError) as error:
         yield
@@ -78,7 +78,7 @@ def refused(database: Database, message: str) -> Iterator[None]:
 
 
 def store(database: Database, blob: Any, key: str = "key") -> None:
-    """Put a blob where an entry and a message are, as somebody with SQL may do."""
+    """Replace the blobs of an entry and of a message, as plain SQL can."""
     SqlStorageEngine(database).upsert(key, "good")
     SqlQueue(database, key).push(Message("good"))
     with database.engine.begin() as connection:
@@ -98,7 +98,7 @@ def stored(database: Database, table: str, column: str) -> list[Any]:
 
 
 @pytest.mark.parametrize("name", BAD_KEYS)
-def test_a_bad_key_is_refused(database: Database, name: str) -> None:
+def test_an_invalid_key_is_refused_by_every_call(database: Database, name: str) -> None:
     key, message = BAD_KEYS[name]
     storage, connection = SqlStorageEngine(database), Connection(MessageQueueListener(), SqlQueue(database))
     listener = MessageQueueListener()
@@ -130,7 +130,7 @@ def test_a_bad_key_is_refused(database: Database, name: str) -> None:
 
 
 @pytest.mark.parametrize("key", GOOD_KEYS, ids=ascii)
-def test_a_good_key_is_taken_however_odd_it_is(database: Database, key: str) -> None:
+def test_a_valid_key_is_stored_and_found(database: Database, key: str) -> None:
     storage, queue = SqlStorageEngine(database), SqlQueue(database, key)
     storage.upsert(key, "value")
     queue.push(Message("type"))
@@ -173,7 +173,7 @@ UNSTORABLE: dict[str, tuple[Callable[[], Any], str]] = {
 
 
 @pytest.mark.parametrize("name", UNSTORABLE)
-def test_what_could_not_be_read_back_is_refused(used: Database, name: str) -> None:
+def test_a_value_that_could_not_be_decoded_is_not_stored(used: Database, name: str) -> None:
     make, message = UNSTORABLE[name]
     storage, queue = SqlStorageEngine(used), SqlQueue(used, "queue")
     storage.upsert("key", "old")
@@ -185,7 +185,7 @@ def test_what_could_not_be_read_back_is_refused(used: Database, name: str) -> No
     assert storage.fetch_one("key") == "old"
 
 
-def test_one_bad_part_keeps_all_of_a_connection_out(database: Database) -> None:
+def test_a_connection_with_one_invalid_part_is_refused_as_a_whole(database: Database) -> None:
     listener = application.Clerk("name")
     listener.act = lambda: SECRET
     connections = ConnectionRepository(SqlStorageEngine(database))
@@ -221,7 +221,7 @@ BAD_BLOBS = {
 
 
 @pytest.mark.parametrize("name", BAD_BLOBS)
-def test_a_bad_blob_is_refused_and_stays(used: Database, name: str) -> None:
+def test_an_invalid_blob_is_refused_and_stays_in_its_table(used: Database, name: str) -> None:
     store(used, BAD_BLOBS[name])
     storage, queue = SqlStorageEngine(used), SqlQueue(used, "key")
     for call in (
@@ -238,7 +238,7 @@ def test_a_bad_blob_is_refused_and_stays(used: Database, name: str) -> None:
     assert storage.fetch_one("key") == "mended"
 
 
-def test_a_text_in_place_of_a_blob_is_refused(tmp_path: Path) -> None:
+def test_a_text_in_the_column_of_a_blob_is_refused(tmp_path: Path) -> None:
     """Only SQLite takes a text, or a number, where a blob belongs."""
     with Database(f"sqlite:///{tmp_path / 'test.db'}") as database:
         database.upgrade()
@@ -250,7 +250,7 @@ def test_a_text_in_place_of_a_blob_is_refused(tmp_path: Path) -> None:
                 SqlQueue(database, "key").pop()
 
 
-def test_a_signed_blob_is_good_for_its_own_place_alone(used: Database) -> None:
+def test_a_signed_blob_is_valid_in_its_own_row_only(used: Database) -> None:
     used.codec = PickleCodec(signing_keys=[b"k" * 16])
     storage, queue = SqlStorageEngine(used), SqlQueue(used, "kv/key")
     storage.upsert("key", SECRET)
@@ -314,7 +314,7 @@ def rename(database: Database, column: str, new: str) -> None:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_tables_of_another_version_are_an_error_that_says_so(empty_url: URL, engine: str) -> None:
+def test_tables_of_another_version_are_reported_as_such(empty_url: URL, engine: str) -> None:
     made = create_engine(empty_url)
     with Database(empty_url if engine == "own engine" else made) as database:
         database.upgrade()
@@ -337,7 +337,7 @@ def _closed_port() -> int:
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("backend", ["sqlite", "postgres"])
-def test_a_database_that_can_not_be_reached_is_an_error_that_says_so(backend: str, engine: str, tmp_path: Path) -> None:
+def test_a_database_that_can_not_be_reached_is_reported_as_such(backend: str, engine: str, tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/missing/test.db"
     message = "the SQLite file can't be opened"
     if backend == "postgres":
@@ -377,7 +377,7 @@ def test_a_database_that_can_not_be_reached_is_an_error_that_says_so(backend: st
     ],
     ids=lambda bind: bind if isinstance(bind, str) else type(bind).__name__,
 )
-def test_a_bind_that_is_no_database_of_ours_is_refused(bind: Any) -> None:
+def test_an_unsupported_bind_is_refused(bind: Any) -> None:
     for make in (Database, SqlStorageEngine):
         with pytest.raises(RepositoryError) as error:
             make(bind)

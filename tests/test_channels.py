@@ -37,7 +37,7 @@ def channels(database: Database) -> SqlSSEChannelRepository:
     return SqlSSEChannelRepository(database)
 
 
-def test_a_message_that_can_not_be_stored_is_broadcast_to_nobody(
+def test_a_message_that_can_not_be_stored_is_broadcast_to_no_listener(
     channels: SqlSSEChannelRepository, database: Database
 ) -> None:
     channel = filled(channels, "c", 3)

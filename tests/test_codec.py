@@ -415,9 +415,9 @@ def test_the_signed_blob_of_a_value_equals_the_one_that_version_0_1_0_stored() -
 
 
 def test_a_database_inside_an_object_is_decoded_as_the_database_that_loads_it() -> None:
-    writer, reader = Database("postgresql://someone:hunter2@db.example.org:5432/shop"), Database("sqlite://")
+    writer, reader = Database("postgresql://admin:hunter2@db.example.org:5432/shop"), Database("sqlite://")
     blob = CODEC.encode({"queue": SqlQueue(writer, "q"), "robot": application.Order(1, [writer])}, CONTEXT)
-    for secret in (b"hunter2", b"someone", b"db.example", b"5432", b"shop", b"postgres", b"psycopg"):
+    for secret in (b"hunter2", b"admin", b"db.example", b"5432", b"shop", b"postgres", b"psycopg"):
         assert secret not in blob
     loaded = CODEC.decode(blob, CONTEXT, reader)
     assert loaded["queue"].database is reader

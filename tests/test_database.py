@@ -22,7 +22,7 @@ def test_a_closed_database_refuses_to_work(database: Database) -> None:
             call()
 
 
-def test_a_database_that_is_dropped_closes_its_connections(shared_url: URL) -> None:
+def test_a_garbage_collected_database_closes_its_connections(shared_url: URL) -> None:
     database = Database(shared_url)
     closed: list[object] = []
     event.listen(database.engine, "close", lambda *args: closed.append(args))
@@ -44,17 +44,17 @@ def test_threads_share_a_database(database: Database) -> None:
     storage = SqlStorageEngine(database)
     errors: list[BaseException] = []
 
-    def work(who: int) -> None:
+    def work(thread: int) -> None:
         try:
             for n in range(30):
-                storage.upsert(f"{who}/{n}", n)
+                storage.upsert(f"{thread}/{n}", n)
                 with database.transaction():
-                    assert storage.fetch_one(f"{who}/{n}") == n
-                    storage.upsert(f"{who}/{n}", -n)
+                    assert storage.fetch_one(f"{thread}/{n}") == n
+                    storage.upsert(f"{thread}/{n}", -n)
         except BaseException as error:
             errors.append(error)
 
-    threads = [threading.Thread(target=work, args=(who,)) for who in range(6)]
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -1,4 +1,4 @@
-"""Several processes on one database: nothing is lost, doubled or refused, whoever is killed."""
+"""Several processes on one database: no message is lost, duplicated or refused, whichever process is killed."""
 
 from __future__ import annotations
 
@@ -39,18 +39,18 @@ from support.waiting import until
 PROCESSES, EACH = 4, 1_000
 
 
-def work(url: str, who: int) -> list[int]:
+def work(url: str, number: int) -> list[int]:
     """Store as many values, and take as many messages, as a process is to."""
     taken = []
     with Database(url) as database:
         storage, queue = SqlStorageEngine(database), SqlQueue(database, "queue")
         for n in range(EACH):
-            storage.upsert(f"{who}/{n}", (who, n))
+            storage.upsert(f"{number}/{n}", (number, n))
             taken.append(queue.pop().payload)
     return taken  # type: ignore[return-value]
 
 
-def test_four_processes_write_and_take_and_nothing_is_lost_or_doubled(shared_url: URL) -> None:
+def test_four_processes_that_write_and_pop_neither_lose_nor_duplicate_a_message(shared_url: URL) -> None:
     url = shared_url.render_as_string(hide_password=False)
     with Database(shared_url) as database:
         queue = SqlQueue(database, "queue")
@@ -62,7 +62,7 @@ def test_four_processes_write_and_take_and_nothing_is_lost_or_doubled(shared_url
         assert sorted(n for each in taken for n in each) == list(range(PROCESSES * EACH))
         assert all(each == sorted(each) for each in taken)
         stored = sorted(SqlStorageEngine(database).fetch_all())
-    assert stored == [(who, n) for who in range(PROCESSES) for n in range(EACH)]
+    assert stored == [(number, n) for number in range(PROCESSES) for n in range(EACH)]
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def killed_at(process: BaseProcess, at: Post, lines: int) -> None:
 # Accounting
 
 
-def test_two_producers_and_four_consumers_lose_double_and_reorder_nothing(post: Post) -> None:
+def test_two_producers_and_four_consumers_neither_lose_nor_duplicate_nor_reorder_a_message(post: Post) -> None:
     rounds, singly, together = 80, 25, 100
     each = rounds * (singly + together)
     at_producers, at_consumers = posts(post, "producer", 2), posts(post, "consumer", 4)
@@ -113,7 +113,7 @@ def test_two_producers_and_four_consumers_lose_double_and_reorder_nothing(post: 
         finished(producers)
         post.signal("stop")
         finished(consumers)
-    taken = [[(who, int(n)) for who, n in at.lines()] for at in at_consumers]
+    taken = [[(producer, int(n)) for producer, n in at.lines()] for at in at_consumers]
     with Database(post.url) as database:
         left = [(message.type, message.payload) for message in drained(SqlQueue(database, "queue"))]
     counted = Counter(message for consumer in [*taken, left] for message in consumer)
@@ -123,7 +123,7 @@ def test_two_producers_and_four_consumers_lose_double_and_reorder_nothing(post: 
     assert [message for message, times in counted.items() if times > 1] == []
     for consumer in taken:
         for producer in at_producers:
-            numbers = [n for who, n in consumer if who == producer.name]
+            numbers = [n for name, n in consumer if name == producer.name]
             assert numbers == sorted(numbers)
 
 
@@ -164,7 +164,7 @@ def consumers_killed(
         yield at, processes[KILLS:]
 
 
-def test_a_consumer_that_pops_and_is_killed_loses_one_message_at_most(post: Post) -> None:
+def test_a_killed_consumer_that_pops_loses_one_message_at_most(post: Post) -> None:
     with consumers_killed(post, consume) as (at, survivors):
         post.signal("stop")
         finished(survivors)
@@ -176,7 +176,7 @@ def test_a_consumer_that_pops_and_is_killed_loses_one_message_at_most(post: Post
     assert MESSAGES - len(taken) <= KILLS  # popped, and not logged
 
 
-def test_a_consumer_that_receives_and_is_killed_loses_nothing(post: Post) -> None:
+def test_a_killed_consumer_that_receives_loses_no_message(post: Post) -> None:
     with Database(post.url) as database, consumers_killed(post, receive, 1.0) as (at, survivors):
         until(lambda: rows(database) == 0)
         post.signal("stop")
@@ -185,7 +185,7 @@ def test_a_consumer_that_receives_and_is_killed_loses_nothing(post: Post) -> Non
     deliveries = Counter((int(line[0]), int(line[1])) for line in lines if line != ["expired"])
     assert {n for n, _ in deliveries} == set(range(MESSAGES))
     assert set(deliveries.values()) == {1}  # no two consumers ever held one lease
-    doubled = len(deliveries) - MESSAGES  # who dies between its work and the acknowledgement leaves it to be done again
+    doubled = len(deliveries) - MESSAGES  # of consumers that were killed after the work and before the acknowledgement
     assert doubled <= KILLS + lines.count(["expired"])
 
 
@@ -194,7 +194,7 @@ def rows(database: Database) -> int:
         return connection.scalar(text("SELECT count(*) FROM sse_messages"))  # type: ignore[return-value]
 
 
-def test_no_push_that_has_returned_is_lost_when_its_producer_is_killed(post: Post) -> None:
+def test_a_push_that_has_returned_survives_the_kill_of_its_producer(post: Post) -> None:
     at_producers = posts(post, "producer", 12)
     with running(produce_until_killed, at_producers) as producers:
         for at, producer in zip(at_producers, producers, strict=True):  # each finds what the one before has left
@@ -213,7 +213,7 @@ def test_no_push_that_has_returned_is_lost_when_its_producer_is_killed(post: Pos
 
 
 @pytest.mark.parametrize("rivals", [("producer", "consumer"), ("producer", "other producer")])
-def test_on_sqlite_neither_of_two_processes_that_write_in_a_loop_keeps_the_other_out(
+def test_on_sqlite_two_processes_that_write_in_a_loop_share_the_lock_fairly(
     tmp_path: Path, rivals: tuple[str, str]
 ) -> None:
     post = post_at(URL.create("sqlite", database=str(tmp_path / "test.db")), tmp_path)

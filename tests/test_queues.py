@@ -34,14 +34,14 @@ def test_push_and_pop_are_one_statement_each(database: Database, statements: Rec
     assert len(seen) == 3
 
 
-def test_queues_of_one_id_share_their_messages(database: Database) -> None:
+def test_queues_with_the_same_id_share_their_messages(database: Database) -> None:
     SqlQueue(database, "shared").push(Message("m", 1))
     SqlQueue(database, "Shared").push(Message("m", 2))
     assert drain(SqlQueue(database, "shared")) == [1]
     assert drain(SqlQueue(database, "shared2")) == []
 
 
-def test_messages_that_are_given_back_twice_are_there_once(database: Database) -> None:
+def test_messages_that_are_put_back_twice_are_stored_once(database: Database) -> None:
     queue = SqlQueue(database)
     queue.push_many(Message("m", n) for n in range(4))
     taken = queue.take(3)
@@ -57,7 +57,7 @@ def test_each_queue_has_an_id_of_its_own(database: Database) -> None:
         SqlQueue(database, 7)  # type: ignore[arg-type]
 
 
-def test_a_message_that_can_not_be_read_stays_at_its_place(database: Database) -> None:
+def test_an_unreadable_message_stays_at_its_place(database: Database) -> None:
     queue = SqlQueue(database)
     for n in range(3):
         queue.push(Message("m", n))
@@ -89,14 +89,14 @@ def test_any_message_type_can_be_pushed(database: Database, kind: str) -> None:
     assert queue.pop().type == kind
 
 
-def test_people_see_the_type_of_a_message(database: Database) -> None:
+def test_plain_sql_shows_the_type_of_a_message(database: Database) -> None:
     SqlQueue(database, "q").push(Message("greeting", "hello"))
     with database.engine.connect() as connection:
         row = connection.execute(text("SELECT queue_id, message_type, created_at FROM sse_messages")).one()
     assert row[:2] == ("q", "greeting") and row[2] is not None
 
 
-def test_numbers_of_messages_are_never_used_again(database: Database) -> None:
+def test_the_id_of_a_message_is_never_used_again(database: Database) -> None:
     queue = SqlQueue(database)
     numbers = []
     for _ in range(3):
@@ -120,7 +120,7 @@ def test_many_messages_are_pushed_in_their_order_by_one_statement(database: Data
     assert drain(queue) == list(range(1_000))
 
 
-def test_of_many_messages_none_is_pushed_when_one_can_not_be(database: Database) -> None:
+def test_when_one_of_many_messages_can_not_be_stored_none_is_pushed(database: Database) -> None:
     queue = SqlQueue(database)
     with pytest.raises(RepositoryError, match="can't be stored"):
         queue.push_many([Message("n", 1), Message("n", lambda: None)])  # type: ignore[arg-type]
@@ -144,7 +144,7 @@ def test_a_queue_is_as_long_as_it_has_messages_and_true_without_any(database: Da
 # At least once
 
 
-def test_a_received_message_is_gone_when_the_block_ends(database: Database, statements: Record) -> None:
+def test_a_received_message_is_deleted_when_the_block_ends(database: Database, statements: Record) -> None:
     queue = SqlQueue(database)
     queue.push(Message("order", 7))
     seen = statements(database)
@@ -157,7 +157,7 @@ def test_a_received_message_is_gone_when_the_block_ends(database: Database, stat
     assert table_counts(database)["sse_messages"] == 0
 
 
-def test_a_leased_message_is_nobody_else_s(database: Database) -> None:
+def test_a_leased_message_is_given_to_no_other_consumer(database: Database) -> None:
     queue = SqlQueue(database)
     queue.push_many(Message("n", n) for n in range(3))
     with queue.receive() as first, queue.receive() as second:
@@ -167,7 +167,7 @@ def test_a_leased_message_is_nobody_else_s(database: Database) -> None:
             queue.pop()
 
 
-def test_a_message_whose_block_raises_is_back_at_its_place(database: Database) -> None:
+def test_a_message_whose_block_raises_returns_to_its_place(database: Database) -> None:
     queue = SqlQueue(database)
     queue.push_many(Message("n", n) for n in range(3))
     for error in (KeyError, KeyboardInterrupt):
@@ -178,7 +178,7 @@ def test_a_message_whose_block_raises_is_back_at_its_place(database: Database) -
     assert drain(queue) == [1, 2]
 
 
-def test_a_lease_that_has_expired_can_not_acknowledge(database: Database) -> None:
+def test_acknowledging_after_the_lease_has_expired_is_an_error(database: Database) -> None:
     queue = SqlQueue(database)
     queue.push(Message("n", 7))
     with pytest.raises(RepositoryError, match=r"the lease of 0.01 seconds had expired .* longer lease"):  # noqa: SIM117
@@ -190,7 +190,7 @@ def test_a_lease_that_has_expired_can_not_acknowledge(database: Database) -> Non
     assert len(queue) == 0
 
 
-def test_a_message_of_a_dead_consumer_comes_back_when_its_lease_has_expired(database: Database) -> None:
+def test_a_message_of_a_dead_consumer_is_delivered_again_when_its_lease_has_expired(database: Database) -> None:
     queue = SqlQueue(database)
     queue.push_many([Message("n", 0), Message("n", 1)])
     leased = queue.receive(0.2)
@@ -201,7 +201,7 @@ def test_a_message_of_a_dead_consumer_comes_back_when_its_lease_has_expired(data
         assert (delivery.payload, delivery.delivery_count) == (0, 2)
 
 
-def test_a_received_message_that_can_not_be_read_stays_at_its_place(database: Database) -> None:
+def test_an_unreadable_message_that_is_received_stays_at_its_place(database: Database) -> None:
     queue = SqlQueue(database)
     queue.push_many([Message("n", 0), Message("n", 1)])
     with database.engine.begin() as connection:
@@ -216,7 +216,7 @@ def test_a_received_message_that_can_not_be_read_stays_at_its_place(database: Da
 
 
 @pytest.mark.parametrize("lease", [0, -1, float("nan")])
-def test_a_lease_takes_time(database: Database, lease: float) -> None:
+def test_a_lease_must_be_a_positive_number_of_seconds(database: Database, lease: float) -> None:
     queue = SqlQueue(database)
     queue.push(Message("n"))
     with pytest.raises(RepositoryError, match="longer than 0 seconds"), queue.receive(lease=lease):
@@ -235,7 +235,7 @@ def test_in_a_transaction_that_is_rolled_back_a_message_is_not_acknowledged(data
         assert delivery.delivery_count == 1
 
 
-def test_people_see_how_many_messages_are_leased(database: Database) -> None:
+def test_plain_sql_shows_how_many_messages_are_leased(database: Database) -> None:
     queue = SqlQueue(database, "q")
     queue.push_many(Message("n", n) for n in range(3))
     with queue.receive(), database.engine.connect() as connection:
@@ -246,7 +246,7 @@ def test_people_see_how_many_messages_are_leased(database: Database) -> None:
 # Blocking
 
 
-def test_a_blocking_queue_gives_at_once_what_it_has(database: Database) -> None:
+def test_a_blocking_queue_with_messages_returns_one_at_once(database: Database) -> None:
     queue = BlockingSqlQueue(database)
     queue.push_many([Message("n", 0), Message("n", 1)])
     assert queue.pop().payload == 0
@@ -262,7 +262,7 @@ def test_a_blocking_queue_waits_for_a_message(database: Database) -> None:
     timer.join()
 
 
-def test_a_blocking_queue_gives_up_in_time(database: Database) -> None:
+def test_a_blocking_queue_raises_after_its_timeout(database: Database) -> None:
     queue = BlockingSqlQueue(database)
     for timeout in (0, 0.02, -1):
         with pytest.raises(NoMessagesException):

@@ -56,7 +56,7 @@ def test_values_come_in_the_order_of_their_keys_code_points(database: Database) 
     assert list(storage.fetch_all()) == keys
 
 
-def test_namespaces_do_not_see_each_other(database: Database) -> None:
+def test_namespaces_are_independent(database: Database) -> None:
     one, other = SqlStorageEngine(database, "a"), SqlStorageEngine(database, "ab")
     one.upsert("b", 1)
     other.upsert("", 2)
@@ -67,12 +67,12 @@ def test_namespaces_do_not_see_each_other(database: Database) -> None:
 
 
 @pytest.mark.parametrize("namespace", ["", "a/b", "sse:listeners", "x" * 65, "a\0", 7])
-def test_a_namespace_that_could_meet_another_is_refused(database: Database, namespace: str) -> None:
+def test_a_namespace_that_could_collide_with_another_is_refused(database: Database, namespace: str) -> None:
     with pytest.raises(RepositoryError, match="a namespace must"):
         SqlStorageEngine(database, namespace)
 
 
-def test_a_row_tells_people_what_is_in_it(database: Database) -> None:
+def test_a_row_shows_the_class_of_its_value(database: Database) -> None:
     SqlStorageEngine(database).upsert("answer", {"n": 42})
     with database.engine.connect() as connection:
         row = connection.execute(text("SELECT key, value_type, created_at, updated_at FROM kv_entries")).one()
@@ -80,7 +80,7 @@ def test_a_row_tells_people_what_is_in_it(database: Database) -> None:
     assert row[2] is not None and row[3] is not None
 
 
-def test_an_abandoned_iterator_holds_nothing(database: Database) -> None:
+def test_an_abandoned_iterator_holds_no_connection_and_no_lock(database: Database) -> None:
     storage = SqlStorageEngine(database)
     for n in range(3):
         storage.upsert(str(n), n)

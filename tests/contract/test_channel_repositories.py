@@ -1,4 +1,4 @@
-"""What the repositories of eric-sse 2.1 do on its own storage in memory, the measure, and on every database."""
+"""What the repositories of eric-sse 2.1 do: on its own storage in memory, the oracle, and on every database."""
 
 from __future__ import annotations
 
@@ -221,7 +221,7 @@ def test_the_factory_is_no_parameter_of_a_channel(
 # Channels
 
 
-def test_a_channel_comes_back_as_it_was(channels: ChannelRepositoryInterface) -> None:
+def test_a_channel_is_loaded_with_its_settings(channels: ChannelRepositoryInterface) -> None:
     channels.persist(channels.create({"channel_id": "c", "stream_delay_seconds": 3, "retry_timeout_milliseconds": 9}))
     for loaded in (channels.load_one("c"), *channels.load_all()):
         assert isinstance(loaded, SSEChannel)
@@ -247,7 +247,7 @@ def test_all_channels_come_back_each_with_its_own_connections(channels: ChannelR
     assert {channel.id: ids_of(channel) for channel in channels.load_all()} == made
 
 
-def test_where_no_channel_is_there_are_none(channels: ChannelRepositoryInterface) -> None:
+def test_a_repository_without_channels_loads_none(channels: ChannelRepositoryInterface) -> None:
     assert list(channels.load_all()) == []
 
 
@@ -343,41 +343,41 @@ def test_a_deleted_channel_can_be_made_again(channels: ChannelRepositoryInterfac
 
 def test_an_unknown_channel_is_not_found(channels: ChannelRepositoryInterface) -> None:
     with pytest.raises(ItemNotFound) as raised:
-        channels.load_one("nobody")
-    assert raised.value.key == "nobody"
+        channels.load_one("unknown")
+    assert raised.value.key == "unknown"
 
 
 def test_an_unknown_channel_has_no_connections(connections: ConnectionRepositoryInterface) -> None:
-    assert list(connections.load_all("nobody")) == []
+    assert list(connections.load_all("unknown")) == []
 
 
 def test_an_unknown_connection_is_not_found(
     channels: ChannelRepositoryInterface, connections: ConnectionRepositoryInterface
 ) -> None:
     channels.persist(channels.create({"channel_id": "c"}))
-    for channel_id in ("c", "nobody"):
+    for channel_id in ("c", "unknown"):
         with pytest.raises(ItemNotFound):
-            connections.load_one(channel_id, "nobody")
+            connections.load_one(channel_id, "unknown")
 
 
 def test_an_unknown_connection_has_no_listener(connections: ConnectionRepositoryInterface) -> None:
     with pytest.raises(InvalidListenerException):
-        connections.listeners_repository.load("nobody")
+        connections.listeners_repository.load("unknown")
 
 
 def test_an_unknown_connection_has_no_queue(connections: ConnectionRepositoryInterface) -> None:
     with pytest.raises(InvalidConnectionException):
-        connections.queues_repository.load("nobody")
+        connections.queues_repository.load("unknown")
 
 
-def test_what_is_not_there_is_deleted_without_error(
+def test_deleting_an_unknown_object_is_no_error(
     channels: ChannelRepositoryInterface, connections: ConnectionRepositoryInterface
 ) -> None:
     for _ in range(2):
-        channels.delete("nobody")
-        connections.delete("nobody", "nobody")
-        connections.listeners_repository.delete("nobody")
-        connections.queues_repository.delete("nobody")
+        channels.delete("unknown")
+        connections.delete("unknown", "unknown")
+        connections.listeners_repository.delete("unknown")
+        connections.queues_repository.delete("unknown")
 
 
 def test_a_second_delete_is_no_error(
@@ -436,7 +436,7 @@ def test_connections_make_no_channel(
     assert list(channels.load_all()) == []
 
 
-def test_a_connection_is_found_in_its_own_channel_alone(
+def test_a_connection_is_found_only_in_its_own_channel(
     connections: ConnectionRepositoryInterface, factory: ConnectionsFactory
 ) -> None:
     for channel_id in ("one", "two"):
@@ -593,7 +593,7 @@ def test_a_broadcast_arrives_at_each_listener_once(channels: ChannelRepositoryIn
     assert [received(again, listener.id) for listener in listeners] == [[0, 1]] * 3
 
 
-def test_a_broadcast_to_nobody_is_no_error(channels: ChannelRepositoryInterface) -> None:
+def test_a_broadcast_in_a_channel_without_listeners_is_no_error(channels: ChannelRepositoryInterface) -> None:
     channel = channels.create({"channel_id": "c"})
     channel.broadcast(Message("m"))
     listener = channel.add_listener()
@@ -628,7 +628,7 @@ def test_nothing_is_dispatched_or_delivered_to_a_listener_that_is_unknown_or_rem
     channels.persist(channel)
     loaded = channels.load_one("c")
     loaded.remove_listener(removed.id)
-    for listener_id in (removed.id, "nobody"):
+    for listener_id in (removed.id, "unknown"):
         with pytest.raises(InvalidListenerException):
             loaded.dispatch(listener_id, Message("m"))
         with pytest.raises(InvalidListenerException):

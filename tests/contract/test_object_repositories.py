@@ -75,14 +75,14 @@ def test_a_queue_comes_back_under_its_own_id(storage: KvStorageEngine) -> None:
 
 
 @pytest.mark.parametrize("repository", [ListenerRepository, QueueRepository])
-def test_what_is_not_there_is_not_found_and_deleted_without_error(storage: KvStorageEngine, repository: Any) -> None:
+def test_an_unknown_object_is_not_found_and_deleted_without_error(storage: KvStorageEngine, repository: Any) -> None:
     objects = repository(storage)
-    objects.delete("nobody")
+    objects.delete("unknown")
     with pytest.raises(ItemNotFound):
-        objects.load("nobody")
+        objects.load("unknown")
 
 
-def test_what_was_deleted_is_not_found(storage: KvStorageEngine) -> None:
+def test_a_deleted_object_is_not_found(storage: KvStorageEngine) -> None:
     listeners, queues = ListenerRepository(storage), QueueRepository(storage)
     listener, queue = MessageQueueListener(), Letterbox("box")
     listeners.persist(listener)

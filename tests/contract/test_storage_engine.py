@@ -1,4 +1,4 @@
-"""What every storage engine does. eric-sse's own, in memory, runs the same tests."""
+"""What every storage engine does: eric-sse's own in memory, the oracle, and that of this package."""
 
 from __future__ import annotations
 

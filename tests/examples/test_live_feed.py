@@ -196,7 +196,7 @@ def test_pages_show_every_message_once_and_in_order_though_all_workers_are_kille
         before = sent.value
         for page in pages:
             shows(page, "Connection", "reconnecting")
-        type_message(pages[1], "to nobody")
+        type_message(pages[1], "to no listener")
         shows(pages[1], "Sending", "Not sent: the server can't be reached.")
         until(lambda: sent.value >= before + 30, PATIENCE)
         missed = sent.value - before - 1  # at least: the first one may have been on its way
@@ -221,7 +221,7 @@ def test_pages_show_every_message_once_and_in_order_though_all_workers_are_kille
     assert failures == []
 
 
-def test_a_page_says_that_something_is_missing_when_it_is_kept_no_more(tmp_path: Path, browser: Browser) -> None:
+def test_a_page_says_that_messages_are_missing_when_they_have_expired(tmp_path: Path, browser: Browser) -> None:
     url = make_url(f"sqlite:///{tmp_path / 'live.db'}")
     with serving(url, 1) as (server,), Database(url) as database:
         page = opened(browser, server)

@@ -86,7 +86,7 @@ class Worker:
 
     @contextmanager
     def stream(self, listener_id: str) -> Iterator[Iterator[Event]]:
-        """The events of a listener, as they come. Afterwards the worker has noticed that nobody reads them any more."""
+        """The events of a listener, as they come. When this ends, the worker has noticed that its client has disconnected."""
         with self.http.stream("GET", f"/stream/news/{listener_id}") as answer:
             assert answer.status_code == 200
             assert answer.headers["content-type"].startswith("text/event-stream")
@@ -175,8 +175,8 @@ def test_a_channel_made_by_one_worker_is_streamed_by_any_in_order_and_once(start
         assert until_end(to_ada) == [event for pair in zip(letters, weather, strict=True) for event in pair]
         assert until_end(to_bob) == weather
     for n in (1, 2):
-        second.broadcast("while nobody listens", n)  # to the worker whose streams have ended
-    assert first.streamed(ada) == second.streamed(bob) == [("while nobody listens", n) for n in (1, 2)]
+        second.broadcast("while no stream is open", n)  # to the worker whose streams have ended
+    assert first.streamed(ada) == second.streamed(bob) == [("while no stream is open", n) for n in (1, 2)]
     assert second.streamed(ada) == first.streamed(bob) == []
 
 
@@ -198,7 +198,7 @@ def test_a_killed_worker_loses_no_message_that_waits(start: Callable[[], Worker]
     assert second.streamed(absent) == second.streamed(listening) == []
 
 
-def test_what_one_worker_deletes_is_gone_on_the_other(start: Callable[[], Worker]) -> None:
+def test_a_channel_deleted_by_one_worker_is_unknown_to_the_other(start: Callable[[], Worker]) -> None:
     first, second = start(), start()
     channel = first.ask("PUT", "/create")["channel_id"]
     first.ask("PUT", "/create", channel_id="news")
@@ -230,10 +230,10 @@ def test_what_one_worker_deletes_is_gone_on_the_other(start: Callable[[], Worker
     assert first.refusal("POST", "/broadcast", body, channel_id="news")[0] == 404
 
 
-def test_what_is_unknown_or_malformed_is_refused_and_the_answer_says_why(start: Callable[[], Worker]) -> None:
+def test_an_unknown_or_malformed_request_is_refused_and_the_answer_says_why(start: Callable[[], Worker]) -> None:
     worker = start()
     worker.ask("PUT", "/create", channel_id="news")
-    listener, stranger, body = worker.subscribe("news"), "nobody", b'{"type": "letter"}'
+    listener, stranger, body = worker.subscribe("news"), "unknown", b'{"type": "letter"}'
 
     unknown_channel = 404, "there is no channel sports"
     assert worker.refusal("POST", "/subscribe", channel_id="sports") == unknown_channel
@@ -281,7 +281,7 @@ def test_what_is_unknown_or_malformed_is_refused_and_the_answer_says_why(start: 
     assert not any("Traceback" in line for line in worker.log)
 
 
-def test_a_worker_makes_the_tables_and_goes_on_after_they_have_failed(
+def test_a_worker_makes_the_tables_and_serves_again_after_an_outage(
     new_worker: Callable[[URL], Worker], empty_url: URL
 ) -> None:
     worker, engine = new_worker(empty_url), create_engine(empty_url)

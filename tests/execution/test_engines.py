@@ -17,7 +17,7 @@ from support import databases
 from support.application import ApplicationError
 
 
-def test_statements_take_the_same_way_whether_somebody_listens_or_not(database: Database) -> None:
+def test_an_observed_engine_shows_the_statements_of_every_call(database: Database) -> None:
     storage, queue = SqlStorageEngine(database), SqlQueue(database)
     storage.upsert("a", 1)
     queue.push(Message("m", 1))
@@ -87,7 +87,7 @@ def test_an_engine_of_the_application_is_used_and_left_as_it_is(application_engi
         assert connection.scalar(text("SELECT count(*) FROM kv_entries")) == 2
 
 
-def test_a_pool_without_free_connection_is_an_error_that_says_so(tmp_path: Path) -> None:
+def test_an_exhausted_pool_is_reported_as_one(tmp_path: Path) -> None:
     engine = create_engine(f"sqlite:///{tmp_path / 'a.db'}", pool_size=1, max_overflow=0, pool_timeout=0.05)
     database = Database(engine)
     database.upgrade()
@@ -119,12 +119,12 @@ def test_a_schema_is_refused_on_sqlite() -> None:
 
 
 def test_a_plain_postgresql_url_means_psycopg_3() -> None:
-    with Database("postgresql://somebody:secret@localhost/app") as database:
+    with Database("postgresql://user:secret@localhost/app") as database:
         assert database.engine.dialect.driver == "psycopg"
         assert "secret" not in repr(database)
 
 
-def test_two_ways_to_one_database_are_the_same(shared_url: URL) -> None:
+def test_databases_with_the_same_url_are_the_same(shared_url: URL) -> None:
     engine = create_engine(shared_url)
     with Database(shared_url) as one, Database(shared_url) as other:
         application = Database(engine)

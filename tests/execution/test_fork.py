@@ -20,7 +20,7 @@ def test_a_forked_child_gets_connections_of_its_own(shared_url: URL) -> None:
 
 
 @forking
-def test_a_child_forked_inside_a_transaction_is_outside_of_it(migrated_postgres: URL) -> None:
+def test_a_child_forked_inside_a_transaction_is_in_none(migrated_postgres: URL) -> None:
     with Database(migrated_postgres) as database:
         storage = SqlStorageEngine(database)
         with database.transaction():

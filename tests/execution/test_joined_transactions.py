@@ -74,12 +74,14 @@ def test_an_order_and_its_message_are_committed_together(engine: Engine, joinabl
         session.execute(ORDER, {"number": 7})
         with joinable.join(session):
             queue.push(Message("order", 7))
-        assert orders(engine) == [] and len(SqlQueue(Database(engine), "q")) == 0  # nobody sees either before
+        assert (
+            orders(engine) == [] and len(SqlQueue(Database(engine), "q")) == 0
+        )  # both are invisible before the commit
         session.commit()
     assert (orders(engine), waiting(joinable)) == ([7], [7])
 
 
-def test_an_order_and_its_message_vanish_together(engine: Engine, joinable: Database) -> None:
+def test_an_order_and_its_message_are_rolled_back_together(engine: Engine, joinable: Database) -> None:
     with Session(engine) as session:
         with joinable.join(session):
             SqlQueue(joinable, "q").push(Message("order", 7))
@@ -89,13 +91,13 @@ def test_an_order_and_its_message_vanish_together(engine: Engine, joinable: Data
     assert (orders(engine), waiting(joinable), list(SqlStorageEngine(joinable).fetch_all())) == ([], [], [])
 
 
-def test_what_is_left_uncommitted_vanishes(engine: Engine, joinable: Database) -> None:
+def test_a_transaction_that_is_not_committed_stores_nothing(engine: Engine, joinable: Database) -> None:
     with engine.connect() as connection, joinable.join(connection):
         SqlQueue(joinable, "q").push(Message("order", 7))
     assert waiting(joinable) == []
 
 
-def test_inside_the_block_the_package_sees_what_it_wrote(engine: Engine, joinable: Database) -> None:
+def test_inside_the_block_the_package_reads_its_own_writes(engine: Engine, joinable: Database) -> None:
     with engine.begin() as connection, joinable.join(connection):
         SqlStorageEngine(joinable).upsert("key", 1)
         SqlQueue(joinable, "q").push(Message("order", 7))
@@ -104,7 +106,7 @@ def test_inside_the_block_the_package_sees_what_it_wrote(engine: Engine, joinabl
     assert waiting(joinable) == []
 
 
-def test_after_the_block_the_package_is_on_its_own_again(engine: Engine, joinable: Database) -> None:
+def test_after_the_block_calls_are_transactions_of_their_own(engine: Engine, joinable: Database) -> None:
     with engine.connect() as connection:
         with joinable.join(connection):
             SqlQueue(joinable, "q").push(Message("order", 1))
@@ -134,7 +136,9 @@ def test_a_transaction_inside_a_joined_one_is_a_savepoint(engine: Engine, joinab
     assert waiting(joinable) == [1, 3]
 
 
-def test_a_savepoint_of_the_application_takes_what_was_written_in_it(engine: Engine, joinable: Database) -> None:
+def test_a_savepoint_that_the_application_rolls_back_undoes_the_writes_in_it(
+    engine: Engine, joinable: Database
+) -> None:
     queue = SqlQueue(joinable, "q")
     with Session(engine) as session:
         session.execute(ORDER, {"number": 1})
@@ -184,9 +188,7 @@ def test_a_statement_that_fails_leaves_the_application_s_transaction_usable(engi
         assert (orders(engine), waiting(joinable)) == ([1, 2], [1, 3])
 
 
-def test_a_transaction_with_a_statement_that_failed_is_never_taken_for_committed(
-    engine: Engine, database: Database
-) -> None:
+def test_committing_a_transaction_with_a_failed_statement_is_an_error(engine: Engine, database: Database) -> None:
     queue = SqlQueue(database, "q")
     with refusing(engine):
         try:
@@ -279,7 +281,7 @@ def test_a_connection_in_autocommit_is_refused(shared_url: URL, database: Databa
 
 
 @pytest.mark.parametrize("nothing", [None, "session", 7, AsyncSession()])
-def test_what_is_no_session_or_connection_is_refused(database: Database, nothing: Any) -> None:
+def test_an_object_other_than_a_session_or_connection_is_refused(database: Database, nothing: Any) -> None:
     with pytest.raises(
         RepositoryError, match=r"a Session or a Connection; in asyncio, the one that run_sync\(\) gives"
     ):
@@ -395,7 +397,9 @@ def test_tasks_that_share_an_event_loop_have_transactions_of_their_own(
 # The outbox
 
 
-def test_500_transactions_have_their_messages_exactly_where_their_rows_are(engine: Engine, database: Database) -> None:
+def test_of_500_transactions_each_stores_both_its_row_and_its_message_or_neither(
+    engine: Engine, database: Database
+) -> None:
     rng = random.Random(500)
     queue = SqlQueue(database, "q")
     kept: list[int] = []

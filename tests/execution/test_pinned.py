@@ -34,7 +34,7 @@ def test_one_connection_serves_call_after_call(shared_url: URL) -> None:
         assert connections_in_use(database) == 0
 
 
-def test_of_many_threads_two_connections_stay_at_hand(shared_url: URL) -> None:
+def test_many_threads_leave_at_most_two_pinned_connections(shared_url: URL) -> None:
     with Database(shared_url) as database:
         storage, together = SqlStorageEngine(database), threading.Barrier(5)
 
@@ -53,7 +53,7 @@ def test_of_many_threads_two_connections_stay_at_hand(shared_url: URL) -> None:
         assert connections_in_use(database) == 0
 
 
-def test_what_the_engine_gives_waits_for_other_writers_whatever_was_done_before(tmp_path: Path) -> None:
+def test_the_busy_timeout_of_pooled_connections_is_restored_after_every_call(tmp_path: Path) -> None:
     with Database(f"sqlite:///{tmp_path / 'a.db'}") as database:
         database.upgrade()
         storage = SqlStorageEngine(database)
@@ -70,7 +70,7 @@ def test_what_the_engine_gives_waits_for_other_writers_whatever_was_done_before(
         assert connections_in_use(database) == 0
 
 
-def test_an_engine_that_was_disposed_of_leaves_nothing_at_hand(shared_url: URL) -> None:
+def test_disposing_of_the_engine_closes_the_pinned_connections(shared_url: URL) -> None:
     made: list[Any] = []
     with Database(shared_url) as database:
         event.listen(database.engine, "connect", lambda connection, _: made.append(connection))

@@ -11,7 +11,7 @@ from sqlalchemy import URL, text
 from eric_sse_sql import Database, SqlQueue, SqlStorageEngine
 
 
-def test_pop_is_read_committed_whatever_the_engine_is(postgres_server: URL, migrated_postgres: URL) -> None:
+def test_pop_is_read_committed_on_a_server_with_another_default(postgres_server: URL, migrated_postgres: URL) -> None:
     strict = migrated_postgres.update_query_dict({"options": "-c default_transaction_isolation=serializable"})
     with Database(strict) as database:
         queue = SqlQueue(database)
@@ -36,7 +36,7 @@ def test_behind_a_proxy_no_statement_is_prepared(migrated_postgres: URL) -> None
     assert prepared(notify=False) == 0
 
 
-def test_a_server_that_vanishes_is_noticed_by_keep_alives_unless_the_url_says_how(migrated_postgres: URL) -> None:
+def test_keep_alives_are_on_unless_the_url_sets_them(migrated_postgres: URL) -> None:
     for url, idle in (
         (migrated_postgres, "30"),
         (migrated_postgres.update_query_dict({"keepalives_idle": "7"}), "7"),

@@ -14,7 +14,7 @@ from eric_sse_sql import Database, SqlQueue, SqlStorageEngine
 from eric_sse_sql.execution import sqlite
 
 
-def test_a_reader_of_sqlite_never_becomes_a_writer_too_late(tmp_path: Path) -> None:
+def test_a_transaction_on_sqlite_that_reads_first_can_still_write(tmp_path: Path) -> None:
     """BEGIN IMMEDIATE: a transaction that reads first may still write when another has written in between."""
     url = f"sqlite:///{tmp_path / 'a.db'}"
     with Database(url) as database, Database(url) as other:
@@ -31,7 +31,7 @@ def test_a_reader_of_sqlite_never_becomes_a_writer_too_late(tmp_path: Path) -> N
         assert list(storage.fetch_all()) == [1, 2]
 
 
-def test_sqlite_engines_made_here_are_set_up_for_many_processes(tmp_path: Path) -> None:
+def test_sqlite_engines_made_from_a_url_are_set_up_for_many_processes(tmp_path: Path) -> None:
     with Database(f"sqlite:///{tmp_path / 'a.db'}") as database, database.engine.connect() as connection:
         pragma = {
             name: connection.exec_driver_sql(f"PRAGMA {name}").scalar()
@@ -45,7 +45,7 @@ def test_a_timeout_in_the_url_is_kept(tmp_path: Path) -> None:
         assert connection.exec_driver_sql("PRAGMA busy_timeout").scalar() == 2_000
 
 
-def test_a_locked_sqlite_database_is_an_error_that_says_so(tmp_path: Path) -> None:
+def test_a_locked_sqlite_database_is_reported_as_one(tmp_path: Path) -> None:
     with Database(f"sqlite:///{tmp_path / 'a.db'}?timeout=0.1") as database:
         database.upgrade()
         writer = sqlite3.connect(tmp_path / "a.db", isolation_level=None)
@@ -59,7 +59,7 @@ def test_a_locked_sqlite_database_is_an_error_that_says_so(tmp_path: Path) -> No
         SqlStorageEngine(database).upsert("a", 1)
 
 
-def test_a_thread_does_not_wait_for_ever_for_the_one_connection_of_a_database_in_memory(
+def test_waiting_for_the_only_connection_of_a_database_in_memory_ends_with_an_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(sqlite, "BUSY_SECONDS", 0.05)

@@ -16,7 +16,7 @@ from support.application import ApplicationError
 from support.catalog import table_counts
 
 
-def test_what_is_done_inside_a_transaction_is_there_together(database: Database) -> None:
+def test_all_writes_of_a_transaction_are_committed_together(database: Database) -> None:
     storage, queue = SqlStorageEngine(database), SqlQueue(database)
     with database.transaction():
         storage.upsert("a", 1)
@@ -25,7 +25,7 @@ def test_what_is_done_inside_a_transaction_is_there_together(database: Database)
     assert table_counts(database) == {"kv_entries": 1, "sse_channels": 0, "sse_connections": 0, "sse_messages": 1}
 
 
-def test_an_exception_takes_all_of_it_back_and_passes(database: Database) -> None:
+def test_an_exception_rolls_the_transaction_back_and_propagates(database: Database) -> None:
     storage, queue = SqlStorageEngine(database), SqlQueue(database)
     queue.push(Message("m", "kept"))
     with pytest.raises(ApplicationError), database.transaction():
@@ -36,7 +36,7 @@ def test_an_exception_takes_all_of_it_back_and_passes(database: Database) -> Non
     assert queue.pop().payload == "kept"
 
 
-def test_an_inner_transaction_can_fail_alone(database: Database) -> None:
+def test_an_inner_transaction_is_rolled_back_without_the_outer_one(database: Database) -> None:
     storage = SqlStorageEngine(database)
     with database.transaction():
         storage.upsert("outer", 1)
@@ -51,7 +51,7 @@ def test_an_inner_transaction_can_fail_alone(database: Database) -> None:
         storage.fetch_one("inner")
 
 
-def test_nobody_sees_a_transaction_before_it_is_committed(shared_url: URL) -> None:
+def test_an_uncommitted_transaction_is_invisible_to_others(shared_url: URL) -> None:
     with Database(shared_url) as database, Database(shared_url) as other:
         with database.transaction():
             SqlStorageEngine(database).upsert("a", 1)

@@ -1,4 +1,4 @@
-"""Each call is atomic: whichever call of the database fails in it, all is visible or nothing, and a retry works."""
+"""Each call is atomic: whichever statement in it fails, all its writes are visible or none, and a retry works."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def connect(channel: Any, database: Database, name: str) -> MessageQueueListener
 
 
 def of_2_0(database: Database) -> dict[str, Callable[[], object]]:
-    """The calls of the seed's repositories, on a channel with two connections."""
+    """The calls of the repositories of eric-sse 2.0, on a channel with two connections."""
     storage = SqlStorageEngine(database)
     channels = ChannelRepository(storage)
     channel = SSEChannel(channel_id="channel")
@@ -108,7 +108,7 @@ def of_2_0(database: Database) -> dict[str, Callable[[], object]]:
 
 
 def of_2_1(database: Database) -> dict[str, Callable[[], object]]:
-    """Those of eric-sse 2.1."""
+    """The calls of the repositories of eric-sse 2.1."""
     if contract.ERIC_SSE_2_0:
         return {}
     from eric_sse_sql import SqlSSEChannelRepository
@@ -153,7 +153,7 @@ CALLS = [
 
 
 @pytest.mark.parametrize(("calls", "name"), CALLS, ids=[name for _, name in CALLS])
-def test_a_call_that_fails_anywhere_leaves_nothing_and_can_be_repeated(
+def test_a_call_that_fails_at_any_statement_changes_nothing_and_can_be_repeated(
     calls: Callable[[Database], dict[str, Callable[[], object]]], name: str, database: Database
 ) -> None:
     if calls is of_2_1 and contract.ERIC_SSE_2_0:
@@ -176,7 +176,7 @@ def test_a_call_that_fails_anywhere_leaves_nothing_and_can_be_repeated(
     assert snapshot(database) != before
 
 
-def test_in_a_transaction_a_call_that_fails_anywhere_takes_the_others_with_it(database: Database) -> None:
+def test_in_a_transaction_a_call_that_fails_at_any_statement_rolls_all_calls_back(database: Database) -> None:
     calls = of_2_0(database)
     before, failing, nth = snapshot(database), Failing(database), 0
     while True:

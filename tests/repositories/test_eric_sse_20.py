@@ -1,4 +1,4 @@
-"""Connections and channels: joined by their tables, complete when they come back, gone with all that is theirs."""
+"""The repositories of eric-sse 2.0: connections belong to channels, and are loaded and deleted with all their parts."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ def test_a_connection_keeps_its_channel_unless_it_is_given_another(
     assert [each.id for each in connections.load_all("two")] == ["c"]
 
 
-def test_a_connection_to_a_channel_that_is_not_there_is_not_stored(
+def test_a_connection_of_an_unknown_channel_is_not_stored(
     connections: ConnectionRepository, database: Database
 ) -> None:
     with pytest.raises(ItemNotFound):
@@ -196,12 +196,12 @@ def test_a_connection_to_a_channel_that_is_not_there_is_not_stored(
 
 
 def test_a_missing_connection_is_not_found_and_deleted_without_error(connections: ConnectionRepository) -> None:
-    connections.delete("nobody")
+    connections.delete("unknown")
     with pytest.raises(ItemNotFound):
-        connections.load_one("nobody")
+        connections.load_one("unknown")
 
 
-def test_deleting_a_connection_takes_its_objects_and_messages(
+def test_deleting_a_connection_deletes_its_objects_and_messages(
     connections: ConnectionRepository, database: Database
 ) -> None:
     queue, other = SqlQueue(database), SqlQueue(database)
@@ -213,7 +213,9 @@ def test_deleting_a_connection_takes_its_objects_and_messages(
     assert other.pop().type == "m"
 
 
-def test_what_another_connection_has_too_stays(connections: ConnectionRepository, database: Database) -> None:
+def test_an_object_that_another_connection_has_too_is_not_deleted(
+    connections: ConnectionRepository, database: Database
+) -> None:
     listener, queue = MessageQueueListener(), SqlQueue(database)
     for connection_id in ("a", "b"):
         connections.persist(make_connection(listener, queue, connection_id))
@@ -313,7 +315,7 @@ def test_the_channel_object_is_left_as_it_is(channels: ChannelRepository, databa
     assert channel.get_listener(listener.id) is listener
 
 
-def test_a_removed_listener_is_gone_with_its_messages(channels: ChannelRepository, database: Database) -> None:
+def test_a_removed_listener_is_deleted_with_its_messages(channels: ChannelRepository, database: Database) -> None:
     channel = SSEChannel()
     removed, kept = connect(channel, database), connect(channel, database)
     channels.persist(channel)
@@ -348,7 +350,7 @@ def test_a_listener_that_gets_a_new_queue_has_one_connection(channels: ChannelRe
     assert table_counts(database) == {"kv_entries": 3, "sse_channels": 1, "sse_connections": 1, "sse_messages": 0}
 
 
-def test_a_connection_persisted_before_its_channel_is_taken_into_it(
+def test_a_connection_persisted_before_its_channel_belongs_to_it(
     channels: ChannelRepository, database: Database
 ) -> None:
     listener, queue, channel = MessageQueueListener(), SqlQueue(database), SSEChannel()
@@ -371,7 +373,7 @@ def test_one_listener_in_two_channels_is_deleted_with_the_last(channels: Channel
     assert table_counts(database) == EMPTY
 
 
-def test_deleting_a_channel_leaves_the_others_alone(channels: ChannelRepository, database: Database) -> None:
+def test_deleting_a_channel_changes_no_other_channel(channels: ChannelRepository, database: Database) -> None:
     for channel_id in ("chan", "chan2"):
         channel = SSEChannel(channel_id=channel_id)
         listener = connect(channel, database)
@@ -385,7 +387,7 @@ def test_deleting_a_channel_leaves_the_others_alone(channels: ChannelRepository,
     assert table_counts(database) == {"kv_entries": 3, "sse_channels": 1, "sse_connections": 1, "sse_messages": 1}
 
 
-def test_a_channel_with_a_queue_that_can_not_be_stored_is_not_stored_at_all(
+def test_a_channel_with_a_queue_that_can_not_be_stored_is_refused_as_a_whole(
     channels: ChannelRepository, database: Database
 ) -> None:
     channel = SSEChannel()

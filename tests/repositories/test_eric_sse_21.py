@@ -1,4 +1,4 @@
-"""The repositories of eric-sse 2.1 in a database: ids compared, nothing overwritten unseen, a constant cost."""
+"""The repositories of eric-sse 2.1 in a database: ids are compared, other writers respected, the cost constant."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def ids_of(channel: AbstractChannel) -> set[str]:
 # Ids
 
 
-def test_a_channel_sees_its_own_connections_alone_whatever_its_id_begins_with(
+def test_a_channel_has_only_its_own_connections_where_ids_share_a_prefix(
     channels: SqlSSEChannelRepository, database: Database
 ) -> None:
     names = ("chan", "chan2", "chan:2", "ch%n", "ch_n", "CHAN", "")
@@ -78,7 +78,7 @@ def test_a_channel_sees_its_own_connections_alone_whatever_its_id_begins_with(
     }
 
 
-def test_separators_in_ids_part_nothing(channels: SqlSSEChannelRepository, database: Database) -> None:
+def test_separators_in_ids_cause_no_collision(channels: SqlSSEChannelRepository, database: Database) -> None:
     connections = channels.connections_repository
     pairs = [("a", "b:c"), ("a:b", "c"), ("a/b", "d"), ("a", "b/d")]
     for channel_id, connection_id in pairs:
@@ -108,7 +108,7 @@ def test_a_connection_is_in_the_channel_that_it_was_last_given_to(
     assert (ids(connections.load_all("one")), ids(connections.load_all("two"))) == (set(), {"k"})
 
 
-def test_channels_are_those_of_the_whole_database_and_come_in_the_order_of_their_ids(
+def test_all_channels_of_the_database_are_loaded_in_the_order_of_their_ids(
     channels: SqlSSEChannelRepository, database: Database
 ) -> None:
     for channel_id in ("b", "a", "C"):
@@ -135,7 +135,7 @@ def test_a_connection_that_another_process_added_stays_when_a_stale_channel_is_p
     assert loaded.deliver_next(added.id).payload == 1
 
 
-def test_a_channel_that_is_made_once_more_takes_over_the_connections_that_are_there(
+def test_a_channel_created_again_with_the_same_id_keeps_its_connections(
     channels: SqlSSEChannelRepository, database: Database
 ) -> None:
     first = filled(channels, "c")
@@ -151,7 +151,7 @@ def test_connections_persisted_before_their_channel_are_in_it(
     assert ids_of(channels.load_one("c")) == {*ids_of(channel), "early"}
 
 
-def test_connections_that_never_got_a_channel_go_with_a_delete_of_it(
+def test_deleting_a_channel_that_was_never_persisted_deletes_its_connections(
     channels: SqlSSEChannelRepository, database: Database
 ) -> None:
     connection = connected(database, "early")
@@ -165,7 +165,7 @@ def test_connections_that_never_got_a_channel_go_with_a_delete_of_it(
 
 
 @pytest.mark.parametrize("part", ["listeners_repository", "queues_repository"])
-def test_a_deleted_listener_or_queue_takes_its_connection_with_it(channels: SqlSSEChannelRepository, part: str) -> None:
+def test_deleting_a_listener_or_queue_deletes_its_connection(channels: SqlSSEChannelRepository, part: str) -> None:
     channel = filled(channels, "c", 2)
     gone, kept = sorted(ids_of(channel))
     getattr(channels.connections_repository, part).delete(gone)
@@ -188,7 +188,7 @@ def test_deletes_leave_no_row_behind(channels: SqlSSEChannelRepository, database
     assert table_counts(database) == EMPTY
 
 
-def test_a_removed_connection_takes_its_messages_with_it_and_no_others(
+def test_removing_a_connection_deletes_its_own_messages_only(
     channels: SqlSSEChannelRepository, database: Database
 ) -> None:
     channel = filled(channels, "c", 2)
@@ -200,7 +200,7 @@ def test_a_removed_connection_takes_its_messages_with_it_and_no_others(
     assert drain(kept.queue) == [None]
 
 
-def test_a_deleted_queue_takes_its_messages_with_it(channels: SqlSSEChannelRepository, database: Database) -> None:
+def test_deleting_a_queue_deletes_its_messages(channels: SqlSSEChannelRepository, database: Database) -> None:
     channel = filled(channels, "c")
     channel.broadcast(Message("m"))
     (connection,) = channel.get_connections()
@@ -215,7 +215,7 @@ def test_a_deleted_queue_takes_its_messages_with_it(channels: SqlSSEChannelRepos
 # What can't be stored
 
 
-def test_a_channel_with_a_queue_in_memory_is_not_stored_at_all(
+def test_a_channel_with_a_queue_in_memory_is_refused_as_a_whole(
     channels: SqlSSEChannelRepository, database: Database
 ) -> None:
     channel = channels.create({"channel_id": "c"})
@@ -228,7 +228,7 @@ def test_a_channel_with_a_queue_in_memory_is_not_stored_at_all(
     assert table_counts(database) == EMPTY
 
 
-def test_a_channel_of_one_kind_of_repository_is_not_mistaken_by_the_other(
+def test_loading_a_channel_with_the_other_kind_of_repository_is_an_error(
     channels: SqlSSEChannelRepository, database: Database
 ) -> None:
     by_object = ChannelRepository(SqlStorageEngine(database))

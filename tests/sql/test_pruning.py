@@ -20,7 +20,7 @@ from support.queues import drain
 from support.statements import Record
 
 
-def test_pruning_takes_old_messages_that_nobody_owns(database: Database, statements: Record) -> None:
+def test_pruning_deletes_old_messages_of_queues_without_owner(database: Database, statements: Record) -> None:
     storage = SqlStorageEngine(database)
     connected, stored, orphan = (SqlQueue(database) for _ in range(3))
     ConnectionRepository(storage).persist(make_connection(MessageQueueListener(), connected, "c"))

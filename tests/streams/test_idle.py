@@ -57,7 +57,7 @@ def test_stopping_the_listener_ends_a_busy_stream(database: Database) -> None:
     assert drain(queue) == list(range(3, 10))
 
 
-def test_idle_streams_cost_no_statement_but_the_looks_of_one_thread(database: Database, statements: Record) -> None:
+def test_idle_streams_cost_only_the_polls_of_one_thread(database: Database, statements: Record) -> None:
     channel = SqlSSEChannel(connections_factory=SqlConnectionsFactory(database))
     listeners = [channel.add_listener() for _ in range(200)]
     for listener in listeners:
@@ -83,7 +83,7 @@ def test_idle_streams_cost_no_statement_but_the_looks_of_one_thread(database: Da
     assert len(idle) <= (20 if database.engine.url.database in (None, "", ":memory:") else 5)
 
 
-def test_a_channel_of_eric_sse_costs_hardly_more_while_it_is_idle(database: Database, statements: Record) -> None:
+def test_an_idle_channel_of_eric_sse_costs_only_polls(database: Database, statements: Record) -> None:
     channel = SSEChannel(connections_factory=SqlConnectionsFactory(database))
     listener = channel.add_listener()
     listener.start()

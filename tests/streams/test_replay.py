@@ -1,4 +1,4 @@
-"""Streams that are taken up again: contiguous, or reset in so many words."""
+"""Streams that resume after ``Last-Event-ID``: contiguous, or with a ``reset`` event where they are not."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def feed(database: Database) -> Feed:
     return Feed(database)
 
 
-def test_events_carry_ids_and_a_stream_goes_on_behind_the_last_one(feed: Feed) -> None:
+def test_events_have_ids_and_a_stream_resumes_after_the_last_one(feed: Feed) -> None:
     feed.push(0, 1, 2, 3)
     first = feed.read(2)
     assert payloads(first) == [0, 1]
@@ -74,7 +74,7 @@ def test_events_carry_ids_and_a_stream_goes_on_behind_the_last_one(feed: Feed) -
     assert payloads(feed.read(4, first[0]["id"])) == [1, 2, 3, 4]
 
 
-def test_a_stream_without_a_last_event_begins_with_what_nobody_got(feed: Feed) -> None:
+def test_a_stream_without_a_last_event_begins_with_undelivered_messages(feed: Feed) -> None:
     feed.push(0, 1)
     assert payloads(feed.read(2)) == [0, 1]
     feed.push(2)
@@ -92,7 +92,7 @@ def test_two_streams_of_one_listener_get_every_message(feed: Feed) -> None:
     assert [payloads(events) for events in asyncio.run(main())] == [list(range(20))] * 2
 
 
-def test_what_is_gone_is_told_by_a_reset(feed: Feed, database: Database) -> None:
+def test_expired_messages_cause_a_reset(feed: Feed, database: Database) -> None:
     feed.push(*range(5))
     events = feed.read(5)
     with database.engine.begin() as connection:
@@ -108,7 +108,7 @@ def test_what_is_gone_is_told_by_a_reset(feed: Feed, database: Database) -> None
 
 
 @pytest.mark.parametrize("unknown", ["", "x", "-1", "99", "1.5", "²"])
-def test_an_id_that_was_never_given_is_told_by_a_reset(feed: Feed, unknown: str) -> None:
+def test_an_event_id_that_was_never_assigned_causes_a_reset(feed: Feed, unknown: str) -> None:
     feed.push(0, 1)
     feed.read(2)
     feed.push(2)
@@ -133,14 +133,14 @@ def test_messages_are_kept_for_a_time_and_then_deleted(database: Database) -> No
     raise AssertionError("a message is kept for ever")
 
 
-def test_what_was_kept_goes_with_its_channel(feed: Feed, database: Database) -> None:
+def test_deleting_a_channel_deletes_its_delivered_messages(feed: Feed, database: Database) -> None:
     feed.push(0, 1)
     feed.read(1)
     feed.repository.delete("feed")
     assert set(table_counts(database).values()) == {0}
 
 
-def test_pruning_takes_what_was_kept_for_nobody(feed: Feed, database: Database) -> None:
+def test_pruning_deletes_delivered_messages_of_queues_without_owner(feed: Feed, database: Database) -> None:
     feed.push(0, 1)
     feed.read(2)
     database.prune(older_than=timedelta(days=-1))
@@ -161,12 +161,12 @@ def test_without_replay_nothing_is_kept_and_no_event_has_an_id(database: Databas
     assert table_counts(database)["sse_messages"] == 0
 
 
-def test_the_time_of_a_channel_comes_back(feed: Feed) -> None:
+def test_the_replay_seconds_of_a_channel_are_stored(feed: Feed) -> None:
     loaded = feed.repository.load_one("feed")
     assert isinstance(loaded, SqlSSEChannel) and loaded.replay_seconds == 60
 
 
-def test_a_message_that_can_not_be_read_holds_up_those_behind_it_and_is_kept(feed: Feed, database: Database) -> None:
+def test_an_unreadable_message_is_kept_and_delays_the_messages_after_it(feed: Feed, database: Database) -> None:
     feed.push(0, 1, 2)
     damage = text("UPDATE sse_messages SET message = :blob WHERE id = (SELECT max(id) - 1 FROM sse_messages)")
     with database.engine.begin() as connection:
@@ -179,7 +179,7 @@ def test_a_message_that_can_not_be_read_holds_up_those_behind_it_and_is_kept(fee
     assert payloads(feed.read(2, events[0]["id"])) == [1, 2]
 
 
-def test_heartbeats_and_errors_of_the_database_carry_no_id(feed: Feed, database: Database) -> None:
+def test_error_events_have_no_id(feed: Feed, database: Database) -> None:
     rename = "ALTER TABLE sse_delivery_positions RENAME TO elsewhere"
     back = "ALTER TABLE elsewhere RENAME TO sse_delivery_positions"
     feed.push(0)
@@ -208,7 +208,7 @@ def shared(shared_url: URL) -> Iterator[tuple[Database, Database]]:
         yield worker, producer
 
 
-def test_200_cuts_are_contiguous_or_reset(shared: tuple[Database, Database]) -> None:
+def test_streams_interrupted_200_times_are_contiguous_or_reset(shared: tuple[Database, Database]) -> None:
     worker, producer = shared
     rng = random.Random(200)
     feed = Feed(worker)
@@ -226,7 +226,7 @@ def test_200_cuts_are_contiguous_or_reset(shared: tuple[Database, Database]) -> 
         seen: list[int] = []
         resets, last = 0, None
         for _ in range(200):
-            if rng.random() < 0.1:  # somebody deletes what is old
+            if rng.random() < 0.1:  # as a prune
                 with worker.engine.begin() as connection:
                     connection.execute(
                         text("DELETE FROM sse_delivered_messages WHERE position < :at"),
@@ -253,7 +253,7 @@ def test_200_cuts_are_contiguous_or_reset(shared: tuple[Database, Database]) -> 
     assert resets < 200
 
 
-def test_a_stream_whose_last_events_were_pruned_while_nobody_looked_is_reset(feed: Feed, database: Database) -> None:
+def test_a_stream_whose_last_events_were_pruned_is_reset(feed: Feed, database: Database) -> None:
     feed.push(0, 1)
     events = feed.read(2)
     with database.engine.begin() as connection:

@@ -24,7 +24,7 @@ if ERIC_SSE_2_0:
     pytest.skip("eric-sse 2.0 has no such channel", allow_module_level=True)
 
 
-def test_50_consumers_that_go_away_lose_nothing(database: Database) -> None:
+def test_50_consumers_that_disconnect_lose_no_message(database: Database) -> None:
     channel, listener, queue = connected(database)
     queue.push_many(Message("n", n) for n in range(500))
     rng = random.Random(50)
@@ -55,9 +55,7 @@ def test_50_consumers_that_go_away_lose_nothing(database: Database) -> None:
 
 
 @pytest.mark.parametrize("way", ["closed", "cancelled", "stopped"])
-def test_the_event_loop_goes_on_while_a_stream_that_ends_gives_back_to_a_locked_database(
-    shared_url: URL, way: str
-) -> None:
+def test_the_event_loop_runs_while_an_ending_stream_puts_back_into_a_locked_database(shared_url: URL, way: str) -> None:
     with Database(shared_url) as database:
         channel, listener, queue = connected(database)
         queue.push_many(Message("n", n) for n in range(10))
@@ -90,7 +88,7 @@ def test_the_event_loop_goes_on_while_a_stream_that_ends_gives_back_to_a_locked_
         assert drain(queue) == list(range(1, 10))
 
 
-def test_the_event_loop_goes_on_while_an_unreadable_message_goes_back_to_a_locked_database(
+def test_the_event_loop_runs_while_an_unreadable_message_is_put_back_into_a_locked_database(
     shared_url: URL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Database(shared_url) as database:
@@ -116,7 +114,7 @@ def test_the_event_loop_goes_on_while_an_unreadable_message_goes_back_to_a_locke
         assert drain(SqlQueue(database, queue.id)) == [1, 2]
 
 
-def test_a_consumer_that_goes_away_twice_while_its_messages_go_back_loses_nothing(shared_url: URL) -> None:
+def test_a_consumer_that_is_cancelled_twice_while_messages_are_put_back_loses_none(shared_url: URL) -> None:
     with Database(shared_url) as database:
         # The delay lets most be fetched, and not delivered.
         channel, listener, queue = connected(database, stream_delay_seconds=60)
@@ -137,7 +135,7 @@ def test_a_consumer_that_goes_away_twice_while_its_messages_go_back_loses_nothin
         assert drain(queue) == list(range(1, 10))
 
 
-def test_a_consumer_that_goes_away_while_a_fetch_is_under_way_loses_nothing(shared_url: URL) -> None:
+def test_a_consumer_that_disconnects_during_a_fetch_loses_no_message(shared_url: URL) -> None:
     with Database(shared_url) as database:
         channel, listener, queue = connected(database)
         queue.push_many(Message("n", n) for n in range(10))
@@ -154,7 +152,7 @@ def test_a_consumer_that_goes_away_while_a_fetch_is_under_way_loses_nothing(shar
         assert drain(queue) == list(range(10))
 
 
-def test_a_consumer_that_goes_away_in_an_outage_loses_nothing(database: Database) -> None:
+def test_a_consumer_that_disconnects_in_an_outage_loses_no_message(database: Database) -> None:
     channel, listener, queue = connected(database)
     queue.push_many(Message("n", n) for n in range(10))
 
@@ -172,7 +170,7 @@ def test_a_consumer_that_goes_away_in_an_outage_loses_nothing(database: Database
     assert drain(queue) == list(range(1, 10))
 
 
-def test_messages_that_can_not_be_given_back_in_time_are_counted_in_the_log(
+def test_messages_that_can_not_be_put_back_in_time_are_counted_in_the_log(
     database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(source, "PUT_BACK_SECONDS", 0.2)

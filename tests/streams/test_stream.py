@@ -74,14 +74,14 @@ def test_the_delay_of_the_channel_limits_the_rate(database: Database) -> None:
     assert time.monotonic() - began >= 0.3
 
 
-def test_a_listener_that_raises_is_an_error_and_the_stream_goes_on(database: Database) -> None:
+def test_a_listener_that_raises_causes_an_error_event_and_the_stream_continues(database: Database) -> None:
     channel, listener, queue = connected(database)
     queue.push_many(Message("n", payload) for payload in (1, "fail", 2))
     found = run(lambda: events(channel, listener, 3))
     assert [(event["event"], event["data"]) for event in found] == [("n", 1), ("error", None), ("n", 2)]
 
 
-def test_a_message_that_can_not_be_read_is_an_error_and_stays(database: Database) -> None:
+def test_an_unreadable_message_causes_an_error_event_and_stays(database: Database) -> None:
     channel, listener, queue = connected(database)
     queue.push_many(Message("n", n) for n in range(3))
     damage = text("UPDATE sse_messages SET message = :blob WHERE id = (SELECT min(id) + 1 FROM sse_messages)")
@@ -98,7 +98,7 @@ def test_a_message_that_can_not_be_read_is_an_error_and_stays(database: Database
     assert drain(queue) == [1, 2]
 
 
-def test_a_stream_goes_on_once_a_message_that_could_not_be_read_is_repaired(database: Database) -> None:
+def test_a_stream_continues_once_an_unreadable_message_is_repaired(database: Database) -> None:
     channel, listener, queue = connected(database)
     queue.push_many(Message("n", n) for n in range(3))
     change = text("UPDATE sse_messages SET message = :blob WHERE id = :id")
@@ -123,7 +123,7 @@ def test_a_stream_goes_on_once_a_message_that_could_not_be_read_is_repaired(data
     assert [(event["event"], event["data"]) for event in found] == [("error", None), ("n", 0), ("n", 1), ("n", 2)]
 
 
-def test_the_event_loop_goes_on_while_the_database_is_locked(shared_url: URL) -> None:
+def test_the_event_loop_runs_while_the_database_is_locked(shared_url: URL) -> None:
     with Database(shared_url) as database:
         channel, listener, queue = connected(database)
         queue.push(Message("n", 7))
@@ -166,7 +166,7 @@ def test_a_forked_child_streams_beside_its_parent(shared_url: URL) -> None:
             assert [event["data"] for event in run(lambda: events(of_parent, parent_listener, 3))] == [0, 1, 2]
 
 
-def test_an_outage_of_many_streams_is_a_line_when_it_begins_and_one_when_it_ends(
+def test_an_outage_of_many_streams_is_logged_once_when_it_begins_and_once_when_it_ends(
     database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING, "eric_sse_sql")
@@ -192,7 +192,7 @@ def test_an_outage_of_many_streams_is_a_line_when_it_begins_and_one_when_it_ends
     assert "can't be queried" in first and "again" in last
 
 
-def test_an_outage_is_one_error_and_ends_by_itself(database: Database) -> None:
+def test_an_outage_causes_one_error_event_and_the_stream_continues_after_it(database: Database) -> None:
     channel, listener, queue = connected(database)
 
     async def main() -> list[Any]:
@@ -206,7 +206,7 @@ def test_an_outage_is_one_error_and_ends_by_itself(database: Database) -> None:
     assert [(event["event"], event["data"]) for event in run(main)] == [("error", None), ("n", 7)]
 
 
-def test_a_stream_goes_on_when_the_server_has_dropped_every_connection(migrated_postgres: URL) -> None:
+def test_a_stream_continues_when_the_server_has_closed_every_connection(migrated_postgres: URL) -> None:
     drop = text(
         "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "  # and wait until it has gone
         "WHERE datname = current_database() AND pid <> pg_backend_pid()"
@@ -244,7 +244,7 @@ class Doubling(SqlQueue):
         return Message(message.type, message.payload * 2)  # type: ignore[operator]
 
 
-def test_a_queue_with_a_pop_of_its_own_is_streamed_through_it(database: Database) -> None:
+def test_a_queue_class_that_overrides_pop_is_streamed_through_it(database: Database) -> None:
     channel, listener, queue = SqlSSEChannel(), RecordingListener(), Doubling(database)
     register(channel, make_connection(listener, queue, "c"))
     listener.start()

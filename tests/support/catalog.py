@@ -1,4 +1,4 @@
-"""What is in a database, as its own catalog tells; its connections; and the ``alembic`` command, as people run it."""
+"""The contents of a database as its own catalog shows them, its connections, and the ``alembic`` command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A proxy between a test and Postgres, which can make a connection answer no more."""
+"""A proxy between a test and Postgres, which can keep a connection open and silent."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from sqlalchemy import URL
 LISTEN = b"LISTEN"
 
 
-class Proxy:
-    """Forwards connections on 127.0.0.1 to a server, until those that listen are frozen."""
+class FreezingProxy:
+    """Forwards connections on 127.0.0.1 to a server, until those that have executed LISTEN are frozen."""
 
     def __init__(self, server: URL) -> None:
         self._server = server
-        self._door = socket.create_server(("127.0.0.1", 0))
+        self._listening = socket.create_server(("127.0.0.1", 0))
         self._is_over = threading.Event()
         self._frozen: set[socket.socket] = set()
         self._ends: list[socket.socket] = []
@@ -27,18 +27,18 @@ class Proxy:
     def url(self) -> URL:
         """Leads to the server through the proxy."""
         query = {name: value for name, value in self._server.query.items() if name != "host"}
-        return self._server.set(host="127.0.0.1", port=self._door.getsockname()[1], query=query)
+        return self._server.set(host="127.0.0.1", port=self._listening.getsockname()[1], query=query)
 
     def freeze(self) -> None:
-        """Forward nothing more of those that listen now, and close none."""
+        """Forward nothing more on the connections that have executed LISTEN, and close none."""
         self._frozen |= set(self.listening)
 
-    def __enter__(self) -> Proxy:
+    def __enter__(self) -> FreezingProxy:
         return self
 
     def __exit__(self, *error: object) -> None:
         self._is_over.set()
-        for end in (self._door, *self._ends):
+        for end in (self._listening, *self._ends):
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)  # which ends what a thread waits for, as closing would not
             end.close()
@@ -46,7 +46,7 @@ class Proxy:
     def _accept(self) -> None:
         with suppress(OSError):
             while True:
-                client, _ = self._door.accept()
+                client, _ = self._listening.accept()
                 server = self._connect()
                 self._ends += [client, server]
                 threading.Thread(target=self._pump, args=(client, server, client), daemon=True).start()

@@ -1,7 +1,6 @@
 """What the processes of ``test_processes`` do: each function that takes a :class:`Post` is the life of one process.
 
-Processes speak through files alone: one that is killed leaves no lock of ``multiprocessing`` behind. :func:`fork` and
-:func:`forking` are for tests of what a child inherits.
+Processes communicate through files only: a killed one leaves no lock of ``multiprocessing`` behind.
 """
 
 from __future__ import annotations

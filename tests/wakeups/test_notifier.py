@@ -17,7 +17,7 @@ from support.catalog import conninfo
 from support.queues import pop_soon, pop_until_known_empty
 
 
-def test_many_pushes_are_few_notifications_the_last_after_the_last_push(postgres: URL) -> None:
+def test_many_pushes_send_few_notifications_and_one_after_the_last_push(postgres: URL) -> None:
     with Database(postgres) as producer, psycopg.connect(conninfo(postgres), autocommit=True) as ear:
         ear.execute(f'LISTEN "{channel_name(None)}"')
         queue = SqlQueue(producer)
@@ -34,7 +34,7 @@ def test_many_pushes_are_few_notifications_the_last_after_the_last_push(postgres
         assert len(heard) < 200
 
 
-def test_a_database_that_is_dropped_has_sent_the_notification_that_it_owes(postgres: URL) -> None:
+def test_a_garbage_collected_database_has_sent_its_last_notification(postgres: URL) -> None:
     with psycopg.connect(conninfo(postgres), autocommit=True) as ear:
         ear.execute(f'LISTEN "{channel_name(None)}"')
         queue = SqlQueue(Database(postgres))
@@ -50,7 +50,7 @@ def test_the_name_of_a_channel_is_short(schema: str | None) -> None:
     assert len(channel_name(schema).encode()) <= 63
 
 
-def test_processes_with_tables_in_a_schema_wake_each_other(new_postgres: Callable[[], URL]) -> None:
+def test_processes_with_tables_in_a_schema_notify_each_other(new_postgres: Callable[[], URL]) -> None:
     url, schema = new_postgres(), "s" * 63
     with Database(url, schema=schema) as worker, Database(url, schema=schema) as producer:
         worker.upgrade()

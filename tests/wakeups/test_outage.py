@@ -54,7 +54,7 @@ def test_a_forked_child_is_not_in_the_outage_of_its_parent(worker: Database) -> 
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 42
 
 
-def test_an_outage_is_a_line_when_it_begins_and_one_when_it_ends(
+def test_an_outage_is_logged_once_when_it_begins_and_once_when_it_ends(
     worker: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING, "eric_sse_sql")

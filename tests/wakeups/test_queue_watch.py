@@ -13,7 +13,7 @@ from support.statements import Record, without_polls
 from support.waiting import until
 
 
-def test_a_queue_that_is_known_to_be_empty_is_asked_for_nothing(database: Database, statements: Record) -> None:
+def test_a_queue_that_is_known_to_be_empty_is_not_queried(database: Database, statements: Record) -> None:
     queue = SqlQueue(database)
     pop_until_known_empty(queue)
     seen = statements(database)
@@ -23,7 +23,7 @@ def test_a_queue_that_is_known_to_be_empty_is_asked_for_nothing(database: Databa
     assert without_polls(seen) == []
 
 
-def test_a_queue_is_asked_until_it_was_found_empty_twice(worker: Database, statements: Record) -> None:
+def test_a_queue_is_queried_until_it_was_found_empty_twice(worker: Database, statements: Record) -> None:
     queue, seen = SqlQueue(worker), statements(worker)
     for _ in range(2):
         assert not worker.watcher.is_running
@@ -54,26 +54,28 @@ def test_a_push_in_a_transaction_is_popped_once_it_is_committed(database: Databa
     assert queue.pop().payload == 7
 
 
-def test_a_push_in_a_transaction_is_popped_by_nobody_else_before_it_is_committed(
+def test_a_push_in_a_transaction_of_another_process_is_popped_once_it_is_committed(
     worker: Database, producer: Database
 ) -> None:
     queue, other = SqlQueue(worker, "q"), SqlQueue(producer, "q")
     pop_until_known_empty(queue)
     with producer.transaction():
         other.push(Message("n", 7))
-        if worker.engine.dialect.name == "postgresql":  # on SQLite, who asks waits for the one writer
+        if worker.engine.dialect.name == "postgresql":  # on SQLite, the query would wait for the writer
             with pytest.raises(NoMessagesException):
                 queue.pop()
         assert queue.is_known_empty
     assert pop_soon(queue) == 7
 
 
-def test_a_pop_of_another_process_that_is_rolled_back_hides_nothing(worker: Database, producer: Database) -> None:
+def test_a_message_is_popped_after_the_pop_of_another_process_was_rolled_back(
+    worker: Database, producer: Database
+) -> None:
     queue, other = SqlQueue(worker, "q"), SqlQueue(producer, "q")
     queue.push(Message("n", 7))
     with pytest.raises(KeyError), producer.transaction():
         assert other.pop().payload == 7
-        if worker.engine.dialect.name == "postgresql":  # on SQLite, who asks waits for the one writer
+        if worker.engine.dialect.name == "postgresql":  # on SQLite, the query would wait for the writer
             for _ in range(3):
                 with pytest.raises(NoMessagesException):
                     queue.pop()
@@ -81,7 +83,7 @@ def test_a_pop_of_another_process_that_is_rolled_back_hides_nothing(worker: Data
     assert pop_soon(queue) == 7
 
 
-def test_a_pop_of_this_process_that_is_rolled_back_hides_nothing(database: Database) -> None:
+def test_a_message_is_popped_after_the_pop_of_this_process_was_rolled_back(database: Database) -> None:
     queue = SqlQueue(database)
     pop_until_known_empty(queue)
     queue.push(Message("n", 7))
@@ -93,7 +95,7 @@ def test_a_pop_of_this_process_that_is_rolled_back_hides_nothing(database: Datab
     assert queue.pop().payload == 7
 
 
-def test_inside_a_transaction_the_database_is_asked(database: Database) -> None:
+def test_inside_a_transaction_every_pop_queries_the_database(database: Database) -> None:
     queue = SqlQueue(database)
     pop_until_known_empty(queue)
     with database.transaction():
@@ -107,7 +109,7 @@ def test_inside_a_transaction_the_database_is_asked(database: Database) -> None:
     assert [queue.pop().payload, queue.pop().payload] == [8, 9]
 
 
-def test_a_callback_that_raises_stops_nobody_and_is_called_no_more(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_callback_that_raises_is_unsubscribed_and_the_others_are_called(caplog: pytest.LogCaptureFixture) -> None:
     watch, called = QueueWatch("q"), list[str]()
 
     def fail() -> None:

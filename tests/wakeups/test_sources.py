@@ -18,7 +18,7 @@ from eric_sse_sql import Database, SqlQueue
 from eric_sse_sql.wakeups import sources, watcher
 from eric_sse_sql.wakeups.notifier import channel_name
 from support.catalog import connections_in_use, conninfo
-from support.freezing_proxy import Proxy
+from support.freezing_proxy import FreezingProxy
 from support.queues import pop_soon, pop_until_known_empty
 from support.waiting import until
 
@@ -44,7 +44,7 @@ def test_one_connection_listens_outside_the_pool(postgres: URL) -> None:
         until(lambda: listening(database) == [])
 
 
-def test_a_listening_connection_that_is_killed_comes_back(postgres: URL) -> None:
+def test_a_killed_listening_connection_is_replaced(postgres: URL) -> None:
     with Database(postgres) as worker, Database(postgres) as producer:
         queue = SqlQueue(worker)
         pop_until_known_empty(queue)
@@ -60,7 +60,7 @@ def test_a_listening_connection_that_is_killed_comes_back(postgres: URL) -> None
         assert pop_soon(queue) == 8
 
 
-def test_connections_that_were_closed_in_the_pool_keep_nobody_from_listening(
+def test_closed_connections_in_the_pool_do_not_delay_the_listening_one(
     postgres: URL, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING, "eric_sse_sql")
@@ -96,7 +96,9 @@ def restartable(postgres_server: URL) -> Iterator[tuple[URL, Callable[[], object
             server.cleanup()
 
 
-def test_a_server_that_was_restarted_is_listened_to_again(restartable: tuple[URL, Callable[[], object]]) -> None:
+def test_after_a_restart_of_the_server_a_connection_listens_again(
+    restartable: tuple[URL, Callable[[], object]],
+) -> None:
     url, restart = restartable
     with Database(url) as worker, Database(url) as producer:
         worker.upgrade()
@@ -121,12 +123,12 @@ def _fails(call: Callable[[], object]) -> bool:
     return False
 
 
-def test_a_listening_connection_that_answers_no_more_is_replaced(
+def test_a_listening_connection_that_stops_answering_is_replaced(
     postgres: URL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sources, "ANSWER_SECONDS", 0.5)
     monkeypatch.setattr(watcher, "POLL_SECONDS", 0.3)
-    with Proxy(postgres) as proxy, Database(proxy.url) as worker, Database(postgres) as producer:
+    with FreezingProxy(postgres) as proxy, Database(proxy.url) as worker, Database(postgres) as producer:
         queue = SqlQueue(worker)
         pop_until_known_empty(queue)
         assert len(proxy.listening) == 1
@@ -140,7 +142,7 @@ def test_a_listening_connection_that_answers_no_more_is_replaced(
         assert pop_soon(queue) == 7
 
 
-def test_without_notifications_nobody_listens_and_messages_arrive(postgres: URL) -> None:
+def test_without_notifications_no_connection_listens_and_messages_arrive(postgres: URL) -> None:
     with Database(postgres, notify=False) as worker, Database(postgres, notify=False) as producer:
         with psycopg.connect(conninfo(postgres), autocommit=True) as ear:
             ear.execute(f'LISTEN "{channel_name(None)}"')

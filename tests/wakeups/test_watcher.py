@@ -54,7 +54,7 @@ def test_a_lease_that_expires_is_noticed(worker: Database) -> None:
     assert pop_soon(queue) == 7
 
 
-def test_a_message_that_is_given_back_is_noticed(worker: Database, producer: Database) -> None:
+def test_a_message_released_by_another_process_is_noticed(worker: Database, producer: Database) -> None:
     queue = SqlQueue(worker)
     queue.push(Message("n", 7))
     with pytest.raises(KeyError), SqlQueue(producer, queue.id).receive():
@@ -63,7 +63,7 @@ def test_a_message_that_is_given_back_is_noticed(worker: Database, producer: Dat
     assert pop_soon(queue) == 7
 
 
-def test_a_message_that_its_consumer_gives_back_is_popped_at_once(database: Database) -> None:
+def test_a_message_released_by_its_consumer_is_popped_at_once(database: Database) -> None:
     queue = SqlQueue(database)
     queue.push(Message("n", 7))
     with pytest.raises(KeyError), SqlQueue(database, queue.id).receive():
@@ -72,7 +72,7 @@ def test_a_message_that_its_consumer_gives_back_is_popped_at_once(database: Data
     assert queue.pop().payload == 7
 
 
-def test_a_blocking_queue_wakes_up(worker: Database, producer: Database) -> None:
+def test_a_blocking_queue_is_woken_by_the_push_of_another_process(worker: Database, producer: Database) -> None:
     queue = BlockingSqlQueue(worker)
     timers = [threading.Timer(n / 10, lambda n=n: SqlQueue(producer, queue.id).push(Message("n", n))) for n in range(5)]
     for timer in timers:
@@ -82,7 +82,7 @@ def test_a_blocking_queue_wakes_up(worker: Database, producer: Database) -> None
         timer.join()
 
 
-def test_queues_come_while_others_are_looked_for(worker: Database) -> None:
+def test_watches_are_added_and_collected_during_polls(worker: Database) -> None:
     kept = [SqlQueue(worker).watch for _ in range(500)]
     is_over = threading.Event()
 
@@ -132,7 +132,7 @@ def test_a_database_that_is_garbage_collected_leaves_no_thread(shared_url: URL) 
 
 
 @forking
-def test_a_forked_child_has_wake_ups_of_its_own(worker: Database, producer: Database) -> None:
+def test_a_forked_child_has_a_watcher_of_its_own(worker: Database, producer: Database) -> None:
     queue = SqlQueue(worker)
     pop_until_known_empty(queue)
     child = os.fork()
