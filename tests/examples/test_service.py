@@ -86,7 +86,7 @@ class Worker:
 
     @contextmanager
     def stream(self, listener_id: str) -> Iterator[Iterator[Event]]:
-        """The events of a listener, as they come. When this ends, the worker has noticed that its client has disconnected."""
+        """The events of a listener, as they come. At the end the worker has noticed that its client is disconnected."""
         with self.http.stream("GET", f"/stream/news/{listener_id}") as answer:
             assert answer.status_code == 200
             assert answer.headers["content-type"].startswith("text/event-stream")

@@ -16,7 +16,7 @@ class FreezingProxy:
 
     def __init__(self, server: URL) -> None:
         self._server = server
-        self._listening = socket.create_server(("127.0.0.1", 0))
+        self._socket = socket.create_server(("127.0.0.1", 0))
         self._is_over = threading.Event()
         self._frozen: set[socket.socket] = set()
         self._ends: list[socket.socket] = []
@@ -27,7 +27,7 @@ class FreezingProxy:
     def url(self) -> URL:
         """Leads to the server through the proxy."""
         query = {name: value for name, value in self._server.query.items() if name != "host"}
-        return self._server.set(host="127.0.0.1", port=self._listening.getsockname()[1], query=query)
+        return self._server.set(host="127.0.0.1", port=self._socket.getsockname()[1], query=query)
 
     def freeze(self) -> None:
         """Forward nothing more on the connections that have executed LISTEN, and close none."""
@@ -38,7 +38,7 @@ class FreezingProxy:
 
     def __exit__(self, *error: object) -> None:
         self._is_over.set()
-        for end in (self._listening, *self._ends):
+        for end in (self._socket, *self._ends):
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)  # which ends what a thread waits for, as closing would not
             end.close()
@@ -46,7 +46,7 @@ class FreezingProxy:
     def _accept(self) -> None:
         with suppress(OSError):
             while True:
-                client, _ = self._listening.accept()
+                client, _ = self._socket.accept()
                 server = self._connect()
                 self._ends += [client, server]
                 threading.Thread(target=self._pump, args=(client, server, client), daemon=True).start()
