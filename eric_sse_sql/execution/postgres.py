@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, cast
 
@@ -16,6 +16,7 @@ from sqlalchemy import (
     Connection,
     Engine,
     Float,
+    PoolProxiedConnection,
     Text,
     and_,
     any_,
@@ -39,6 +40,7 @@ from eric_sse_sql.execution.statement import Compiled, Row, notification
 ADVISORY_CLASS = 0x65726963  # the first key of every advisory lock: any number, the same in every process
 PINNED_CONNECTIONS = 2  # one for the calling thread, and one for a background thread that runs at the same time
 PLAN_SECONDS = 1.0  # the age at which the cached plans of a connection are discarded
+DISCARD_PLANS = "DISCARD PLANS"
 READ_COMMITTED = "read committed"
 BEGIN_READ_COMMITTED = "BEGIN ISOLATION LEVEL READ COMMITTED"
 # With these settings, libpq gives up a vanished server within a minute
@@ -153,12 +155,36 @@ class _Session:
     KEY = "eric_sse_sql.session"
     __slots__ = ("cursor", "is_read_committed", "plans_expire")
 
-    def __init__(self, connection: Any) -> None:
-        """:param connection: the driver's, in autocommit"""
-        (level,) = _cursor(connection).execute("SELECT current_setting('default_transaction_isolation')").fetchone()
-        self.is_read_committed = level == READ_COMMITTED
+    def __init__(self) -> None:
+        self.is_read_committed: bool | None = None  # the default isolation level, once it was asked for
         self.plans_expire = time.monotonic() + PLAN_SECONDS
         self.cursor: Any = None  # kept, since making a cursor is a third of a statement's cost to the client
+
+    @classmethod
+    def of(cls, info: MutableMapping[Any, Any]) -> _Session:
+        """:param info: of the pool's record"""
+        session: _Session | None = info.get(cls.KEY)
+        if session is None:
+            session = info[cls.KEY] = cls()
+        return session
+
+    @classmethod
+    def in_autocommit(cls, pooled: PoolProxiedConnection) -> _Session:
+        """The same, with the default isolation level."""
+        session = cls.of(pooled.info)
+        if session.is_read_committed is None:
+            query = "SELECT current_setting('default_transaction_isolation')"
+            (level,) = _cursor(pooled.driver_connection).execute(query).fetchone()
+            session.is_read_committed = level == READ_COMMITTED
+        return session
+
+    def expire_plans(self) -> bool:
+        """True once in ``PLAN_SECONDS``: the plans of the session are to be discarded now."""
+        now = time.monotonic()
+        if now <= self.plans_expire:
+            return False
+        self.plans_expire = now + PLAN_SECONDS
+        return True
 
 
 class PostgresDriver:
@@ -195,7 +221,7 @@ class PostgresDriver:
         if not driver.autocommit:
             driver.autocommit = True
             connection.restore = False
-        connection.session = self._session(connection.pooled, driver)
+        connection.session = _Session.in_autocommit(connection.pooled)
         return True
 
     def leave_autocommit(self, connection: DriverConnection) -> None:
@@ -204,8 +230,8 @@ class PostgresDriver:
 
     def fetch(self, connection: DriverConnection, compiled: Compiled, values: Any) -> Sequence[Row]:
         session = connection.session
-        if self._prepares:
-            _discard_old_plans(session, connection.driver)
+        if self._prepares and session.expire_plans():
+            connection.driver.execute(DISCARD_PLANS)
         cursor = session.cursor or _cursor(connection.driver)
         if session.is_read_committed:
             cursor.execute(compiled.sql, values)
@@ -221,8 +247,9 @@ class PostgresDriver:
     def fetch_through_engine(self, compiled: Compiled, values: Any) -> Sequence[Row]:
         with self.engine.connect() as connection:
             connection = connection.execution_options(isolation_level="AUTOCOMMIT")
-            pooled = connection.connection
-            if not self._session(pooled, pooled.driver_connection).is_read_committed:
+            session = _Session.in_autocommit(connection.connection)
+            self._discard_old_plans(connection.connection)
+            if not session.is_read_committed:
                 connection = connection.execution_options(isolation_level="READ COMMITTED")
             with connection.begin():
                 result = connection.exec_driver_sql(compiled.sql, values)
@@ -258,10 +285,7 @@ class PostgresDriver:
         try:
             connection = connection.execution_options(isolation_level="READ COMMITTED")
             connection.begin()
-            pooled = connection.connection
-            session = pooled.info.get(_Session.KEY)
-            if session is not None and self._prepares:
-                _discard_old_plans(session, pooled.driver_connection)
+            self._discard_old_plans(connection.connection)
         except BaseException:
             connection.close()
             raise
@@ -302,18 +326,18 @@ class PostgresDriver:
         return bool(driver.autocommit) and _is_idle(driver)
 
     def begin_joined(self, connection: Connection) -> None:
-        """psycopg begins with the first statement."""
+        self._discard_old_plans(connection.connection)  # psycopg begins with the first statement
 
     def _has_plain_cursors(self, connection: Any) -> bool:
         """Whether cursors return tuples, and leave the binding of parameters to the server."""
         psycopg: Any = self.engine.dialect.dbapi
         return connection.cursor_factory is psycopg.Cursor and connection.row_factory is psycopg.rows.tuple_row
 
-    def _session(self, pooled: Any, driver: Any) -> _Session:
-        session: _Session | None = pooled.info.get(_Session.KEY)
-        if session is None:
-            session = pooled.info[_Session.KEY] = _Session(driver)
-        return session
+    def _discard_old_plans(self, pooled: PoolProxiedConnection) -> None:
+        if self._prepares and _Session.of(pooled.info).expire_plans():
+            cursor = pooled.cursor()
+            cursor.execute(DISCARD_PLANS)
+            cursor.close()
 
 
 def _cursor(connection: Any) -> Any:
@@ -330,13 +354,6 @@ def _execute_in_read_committed(connection: Any, cursor: Any, sql: str, values: A
     except Exception:
         connection.rollback()
         raise
-
-
-def _discard_old_plans(session: _Session, connection: Any) -> None:
-    now = time.monotonic()
-    if now > session.plans_expire:
-        session.plans_expire = now + PLAN_SECONDS
-        connection.execute("DISCARD PLANS")
 
 
 def _status(connection: Any) -> str:

@@ -5,7 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import LargeBinary, Text, bindparam, cast, delete, exists, null, or_, select, true, union_all, update
+from sqlalchemy import (
+    LargeBinary,
+    Text,
+    bindparam,
+    cast,
+    delete,
+    exists,
+    literal_column,
+    null,
+    or_,
+    select,
+    true,
+    union_all,
+    update,
+)
 from sqlalchemy.orm import aliased
 
 from eric_sse_sql.execution.dialect import Construct, Dialect
@@ -100,7 +114,10 @@ def _channels(sql: Dialect, connection: Sequence[Construct] = (), queue: Sequenc
     """Channels with their entries. A channel that is not persisted, but has connections, has a row without a type."""
     entry, on_entry = sql.lookup_join(KvEntry.key, ChannelRow.entry_key, KvEntry.key, KvEntry.value)
     columns = ChannelRow.id, *connection, entry.c.key, entry.c.value, *queue
-    return select(*columns).select_from(ChannelRow).join(entry, on_entry).where(ChannelRow.channel_type != "")
+    # A literal, since Postgres compares it with its statistics. Where all channels have one type, it expects none with
+    # another type than a bound value, and would read and sort all channels for each page.
+    is_persisted = ChannelRow.channel_type != literal_column("''")
+    return select(*columns).select_from(ChannelRow).join(entry, on_entry).where(is_persisted)
 
 
 def _one_channel(sql: Dialect) -> Construct:

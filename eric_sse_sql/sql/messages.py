@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import NamedTuple
 
-from sqlalchemy import bindparam, delete, exists, func, insert, literal_column, null, or_, select, update
+from sqlalchemy import Integer, bindparam, delete, exists, func, insert, literal_column, null, or_, select, update
 
 from eric_sse_sql.execution.dialect import Construct, Dialect
 from eric_sse_sql.execution.statement import NotifyingStatement, Statement, insert_row, notification
@@ -80,8 +80,11 @@ def _pop(sql: Dialect) -> Construct:
 
 def _take(sql: Dialect) -> Construct:
     """Delete the first messages of a queue. RETURNING gives them in any order."""
+    # With a LIMIT from a subquery, Postgres plans for a tenth of the rows. With a number that is larger than its
+    # estimate of the queue, it would read and sort all rows of the queue.
+    count = select(bindparam("count", type_=Integer)).scalar_subquery()
     # MATERIALIZED, since Postgres may otherwise run the subquery, which locks, several times.
-    taken = _available(sql, bindparam("count")).cte("taken").prefix_with("MATERIALIZED", dialect="postgresql")
+    taken = _available(sql, count).cte("taken").prefix_with("MATERIALIZED", dialect="postgresql")
     return delete(MessageRow).where(sql.looked_up_rows(MessageRow.id, taken)).returning(*_whole_row())
 
 

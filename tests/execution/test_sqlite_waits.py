@@ -1,0 +1,61 @@
+"""How long callers wait on SQLite: to write a read-only file, and for the one connection of a database in memory."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from eric_sse.exception import RepositoryError
+from eric_sse.message import Message
+
+from eric_sse_sql import Database, SqlQueue, SqlStorageEngine
+
+THREADS, SECONDS = 20, 3.0
+
+
+@pytest.mark.parametrize("journal_mode", ["delete", "wal"])
+def test_a_read_only_file_is_read_at_once_and_refuses_writes_at_once(tmp_path: Path, journal_mode: str) -> None:
+    file = tmp_path / "a.db"
+    with Database(f"sqlite:///{file}") as database:
+        database.upgrade()
+        SqlStorageEngine(database).upsert("key", 1)
+    connection = sqlite3.connect(file)
+    assert connection.execute(f"PRAGMA journal_mode = {journal_mode}").fetchone() == (journal_mode,)
+    connection.close()
+
+    began = time.monotonic()
+    with Database(f"sqlite:///file:{file}?mode=ro&uri=true") as database:
+        database.check()
+        assert SqlStorageEngine(database).fetch_one("key") == 1
+        with pytest.raises(RepositoryError):
+            SqlStorageEngine(database).upsert("key", 2)
+        with pytest.raises(RepositoryError), database.transaction():
+            SqlQueue(database, "q").push(Message("m"))
+    assert time.monotonic() - began < 2
+
+
+def test_no_thread_waits_long_for_the_only_connection_of_a_database_in_memory() -> None:
+    longest, errors = [0.0] * THREADS, []
+    end = time.monotonic() + SECONDS
+
+    def work(number: int) -> None:
+        queue = SqlQueue(database, str(number))
+        try:
+            while (began := time.monotonic()) < end:
+                queue.push(Message("m"))
+                longest[number] = max(longest[number], time.monotonic() - began)
+        except RepositoryError as error:
+            errors.append(error)
+
+    with Database("sqlite://") as database:
+        database.upgrade()
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(THREADS)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+    assert errors == []
+    assert max(longest) < 1
