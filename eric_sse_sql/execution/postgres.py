@@ -54,7 +54,23 @@ def make_engine(url: URL, options: Mapping[str, Any], *, through_proxy: bool) ->
     arguments: dict[str, Any] = {name: value for name, value in NOTICE_VANISHED.items() if name not in url.query}
     if through_proxy:
         arguments["prepare_threshold"] = None
-    return create_engine(url, connect_args=arguments, **options)
+    engine = create_engine(url, connect_args=arguments, **options)
+    _check_query(engine)
+    return engine
+
+
+def _check_query(engine: Engine) -> None:
+    """
+    :raises RepositoryError: for an option in the URL of an engine that libpq does not have
+    """
+    psycopg: Any = engine.dialect.dbapi
+    try:
+        psycopg.conninfo.make_conninfo(**dict.fromkeys(engine.url.query, ""))
+    except psycopg.ProgrammingError as error:
+        raise RepositoryError(
+            "the URL has an option that psycopg does not take in a URL; each one after the ? must be a keyword of "
+            "https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-PARAMKEYWORDS, as sslmode is"
+        ) from error
 
 
 class PostgresDialect:
@@ -155,7 +171,8 @@ class _Session:
 
     def __init__(self, connection: Any) -> None:
         """:param connection: the driver's, in autocommit"""
-        (level,) = _cursor(connection).execute("SELECT current_setting('default_transaction_isolation')").fetchone()
+        cursor = connection.execute("SELECT current_setting('default_transaction_isolation')")
+        (level,) = cursor.fetchone()
         self.is_read_committed = level == READ_COMMITTED
         self.plans_expire = time.monotonic() + PLAN_SECONDS
         self.cursor: Any = None  # kept, since making a cursor is a third of a statement's cost to the client
@@ -172,6 +189,7 @@ class PostgresDriver:
 
     :param owns_engine: whether the engine was made by this package, in autocommit
     :param prepares: whether connections prepare statements
+    :raises RepositoryError: for an engine that writes its statements in another way than psycopg's cursor reads them
     """
 
     dialect: Dialect = PostgresDialect()
@@ -181,8 +199,10 @@ class PostgresDriver:
     fails_transactions = True
 
     def __init__(self, engine: Engine, *, owns_engine: bool, prepares: bool = True) -> None:
+        _check_statements(engine)
         self.engine = engine
         self.pinned_connections = PINNED_CONNECTIONS if owns_engine else 0
+        self._is_own = owns_engine
         self._prepares = prepares
         self._address: object = None
 
@@ -220,13 +240,22 @@ class PostgresDriver:
 
     def fetch_through_engine(self, compiled: Compiled, values: Any) -> Sequence[Row]:
         with self.engine.connect() as connection:
-            connection = connection.execution_options(isolation_level="AUTOCOMMIT")
             pooled = connection.connection
-            if not self._session(pooled, pooled.driver_connection).is_read_committed:
-                connection = connection.execution_options(isolation_level="READ COMMITTED")
-            with connection.begin():
+            driver: Any = pooled.driver_connection
+            if not driver.autocommit:
+                connection = connection.execution_options(isolation_level="AUTOCOMMIT")
+            if self._session(pooled, driver).is_read_committed:
+                connection.begin()
+            else:
+                connection = self._begin(connection)
+            try:
                 result = connection.exec_driver_sql(compiled.sql, values)
-                return result.fetchall() if result.returns_rows else ()
+                rows: Sequence[Row] = result.fetchall() if result.returns_rows else ()
+                connection.commit()
+                return rows
+            finally:
+                if not connection.invalidated:
+                    self.roll_back(connection)
 
     def is_closed(self, connection: Any) -> bool:
         try:
@@ -256,14 +285,32 @@ class PostgresDriver:
     def begin(self) -> Connection:
         connection = self.engine.connect()
         try:
-            connection = connection.execution_options(isolation_level="READ COMMITTED")
-            connection.begin()
+            connection = self._begin(connection)
             pooled = connection.connection
             session = pooled.info.get(_Session.KEY)
             if session is not None and self._prepares:
                 _discard_old_plans(session, pooled.driver_connection)
         except BaseException:
             connection.close()
+            raise
+        return connection
+
+    def _begin(self, connection: Connection) -> Connection:
+        """Begin a transaction in READ COMMITTED.
+
+        A connection of the application that is in autocommit stays in it, and BEGIN is explicit: SQLAlchemy turns
+        autocommit off, and does not turn on again what ``connect_args`` has turned on.
+        """
+        driver: Any = connection.connection.driver_connection
+        if self._is_own or not driver.autocommit:
+            connection = connection.execution_options(isolation_level="READ COMMITTED")
+            connection.begin()
+            return connection
+        connection.begin()
+        try:
+            driver.execute(BEGIN_READ_COMMITTED)
+        except BaseException:
+            connection.invalidate()
             raise
         return connection
 
@@ -314,6 +361,19 @@ class PostgresDriver:
         if session is None:
             session = pooled.info[_Session.KEY] = _Session(driver)
         return session
+
+
+def _check_statements(engine: Engine) -> None:
+    dialect: Any = engine.dialect
+    if dialect.paramstyle not in ("pyformat", "format"):
+        raise RepositoryError(
+            "the engine has a paramstyle, which psycopg's own cursors do not read; make it without paramstyle"
+        ) from NotImplementedError(dialect.paramstyle)
+    if getattr(dialect, "server_side_cursors", False):
+        raise RepositoryError(
+            "the engine has server_side_cursors, which work in a transaction only, and single statements run in "
+            "autocommit; make it without them, and set stream_results on your own statements"
+        ) from NotImplementedError("server_side_cursors")
 
 
 def _cursor(connection: Any) -> Any:
