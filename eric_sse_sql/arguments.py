@@ -29,7 +29,8 @@ def validate_type(what: str, value: Argument, kind: type[Any], instead: str = ""
     if isinstance(value, kind):
         return value
     advice = f"; {instead}" if instead else ""
-    raise RepositoryError(f"{what} must be a {kind.__name__}, not {kind_of(value)}{advice}") from TypeError(
+    article = "an" if kind.__name__[0] in "AEIOU" else "a"
+    raise RepositoryError(f"{what} must be {article} {kind.__name__}, not {kind_of(value)}{advice}") from TypeError(
         kind_of(value)
     )
 

@@ -161,8 +161,8 @@ class Database(PersistentReference):
             return self.executor.transactions.joined(bind.connection)
         if not isinstance(bind, Connection):
             raise RepositoryError(
-                f"join() takes a Session or a Connection; in asyncio, the one that run_sync() gives; not {kind_of(bind)}. "
-                "Write `with Session(engine) as session, database.join(session):`"
+                "join() takes a Session or a Connection; in asyncio, the one that run_sync() gives; not "
+                f"{kind_of(bind)}. Write `with Session(engine) as session, database.join(session):`"
             ) from TypeError(kind_of(bind))
         return self.executor.transactions.joined(lambda: bind)
 

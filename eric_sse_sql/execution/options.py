@@ -57,7 +57,7 @@ def check_engine_options(engine: Engine, schema: str | None, *, is_in_memory: bo
     for pool, reason in _REFUSED_POOLS.items():
         if isinstance(engine.pool, pool) and not is_in_memory:
             raise RepositoryError(
-                f"the engine has a {pool.__name__}, {reason}; make it without poolclass, or with NullPool"
+                f"the engine has {pool.__name__}, {reason}; make it without poolclass, or with NullPool"
             ) from NotImplementedError(pool.__name__)
 
 
