@@ -11,6 +11,9 @@ from eric_sse.listener import MessageQueueListener
 from eric_sse.message import MessageContract
 from eric_sse.prefabs import SSEChannel
 
+from eric_sse_sql.arguments import YEAR_SECONDS, validate_number, validate_type
+from eric_sse_sql.database import MAX_AGE
+from eric_sse_sql.keys import validate_key
 from eric_sse_sql.queues import BlockingSqlQueue, SqlQueue, broadcast
 from eric_sse_sql.streams.replay import Replay
 from eric_sse_sql.streams.source import MessageSource, PrefetchBuffer
@@ -19,6 +22,10 @@ from eric_sse_sql.streams.stream import stream
 #: Milliseconds after which a browser reconnects. eric-sse's own default is 5: with it, a page whose server closes each
 #: connection was seen to make 262 connections in 3 seconds. Browsers wait about 3 seconds by default.
 RETRY_MILLISECONDS = 3000
+MAX_RETRY_MILLISECONDS = 2**31 - 1  # browsers keep it in 32 bits
+MAX_REPLAY_SECONDS = MAX_AGE.days * 24 * 60 * 60
+
+_FACTORY = "write SqlConnectionsFactory(database)"
 
 
 class SqlSSEChannel(SSEChannel):
@@ -33,6 +40,7 @@ class SqlSSEChannel(SSEChannel):
     :param connections_factory: what makes connections for listeners
     :param replay_seconds: how long a message that a stream has delivered is kept, so that a browser that reconnects
         gets the messages that it has missed. With 0, a message is deleted when it is delivered
+    :raises RepositoryError: for an argument of another type or out of range
     """
 
     def __init__(
@@ -43,6 +51,13 @@ class SqlSSEChannel(SSEChannel):
         connections_factory: ConnectionsFactory | None = None,
         replay_seconds: float = 0,
     ) -> None:
+        validate_number("stream_delay_seconds", stream_delay_seconds, 0, YEAR_SECONDS)
+        validate_number("retry_timeout_milliseconds", retry_timeout_milliseconds, 0, MAX_RETRY_MILLISECONDS, whole=True)
+        validate_number("replay_seconds", replay_seconds, 0, MAX_REPLAY_SECONDS)
+        if channel_id is not None:
+            validate_key("a channel id", channel_id)
+        if connections_factory is not None:
+            validate_type("connections_factory", connections_factory, ConnectionsFactory, _FACTORY)
         super().__init__(cast(int, stream_delay_seconds), retry_timeout_milliseconds, channel_id, connections_factory)
         self.replay_seconds = replay_seconds
 
@@ -72,7 +87,10 @@ class SqlSSEChannel(SSEChannel):
         :param last_event_id: what the browser sends as ``Last-Event-ID``; without it, the stream begins with the
             messages that were not delivered to any
         :raises InvalidListenerException: when the channel has no such listener
+        :raises RepositoryError: for a ``last_event_id`` that is no text
         """
+        if last_event_id is not None:
+            validate_type("last_event_id", last_event_id, str, "pass the header Last-Event-ID as it is, or None")
         self.get_listener(listener.id)
         queue = self._get_queue(listener.id)
         if not (isinstance(queue, SqlQueue) and type(queue).pop in (SqlQueue.pop, BlockingSqlQueue.pop)):

@@ -18,6 +18,7 @@ from eric_sse.message import Message
 from eric_sse.queues import InMemoryQueue
 
 from eric_sse_sql.allow_list import AllowList
+from eric_sse_sql.arguments import kind_of, validate_type
 from eric_sse_sql.contract import ObjectAsKeyValuePersistenceMixin
 from eric_sse_sql.pickles import message_blob
 from eric_sse_sql.pickles.grammar import is_plain
@@ -71,7 +72,8 @@ class PickleCodec:
     :param signing_keys: secrets of at least 16 bytes. The first one signs and all of them verify, so that a key can be
         replaced without rewriting the blobs
     :param unrestricted: plain pickle, without the guard. Only safe where every writer of the tables is trusted
-    :raises RepositoryError: for an entry of ``allow`` that is not a class, and for a key that is too short
+    :raises RepositoryError: for an entry of ``allow`` that is not a class, for a key that is too short, and for an
+        argument of another type
     """
 
     #: The largest blob that is encoded or decoded, in bytes.
@@ -80,6 +82,12 @@ class PickleCodec:
     def __init__(
         self, *, allow: Iterable[type] = (), signing_keys: Iterable[bytes] = (), unrestricted: bool = False
     ) -> None:
+        validate_type("unrestricted=", unrestricted, bool)
+        for name, values in (("allow=", allow), ("signing_keys=", signing_keys)):
+            if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
+                raise RepositoryError(f"{name} takes a list, not {kind_of(values)}; write {name}[...]") from TypeError(
+                    kind_of(values)
+                )
         signing_keys = tuple(signing_keys)
         for key in signing_keys:
             if not isinstance(key, bytes) or len(key) < MIN_KEY_BYTES:

@@ -14,12 +14,14 @@ from eric_sse.exception import RepositoryError
 from sqlalchemy import URL, Connection, Engine
 from sqlalchemy.orm import Session, scoped_session
 
+from eric_sse_sql.arguments import kind_of, validate_schema, validate_type
 from eric_sse_sql.codec import PersistentReference, PickleCodec
 from eric_sse_sql.errors import repository_errors
 from eric_sse_sql.execution import fork
 from eric_sse_sql.execution.driver import CommitSignal
-from eric_sse_sql.execution.engines import are_same_database, driver_of, make_engine, refuse_options
+from eric_sse_sql.execution.engines import are_same_database, driver_of, open_engine
 from eric_sse_sql.execution.executor import Executor
+from eric_sse_sql.execution.options import check_engine_options
 from eric_sse_sql.sql import pruning
 from eric_sse_sql.wakeups.notifier import channel_name
 from eric_sse_sql.wakeups.outage import Outage
@@ -27,6 +29,7 @@ from eric_sse_sql.wakeups.publisher import Publisher
 from eric_sse_sql.wakeups.sources import source_maker
 from eric_sse_sql.wakeups.watcher import QueueWatcher
 
+_HEAD = "leave it out for the newest one"
 MAX_AGE = timedelta(days=365_000)  # within what both databases can subtract from their clocks
 
 
@@ -66,10 +69,12 @@ class Database(PersistentReference):
     ) -> None:
         owns_engine = not isinstance(bind, Engine)
         with repository_errors("the database can't be used"):
-            engine = bind if isinstance(bind, Engine) else make_engine(bind, through_proxy=not notify)
+            validate_type("notify=", notify, bool)
+            self.codec = PickleCodec() if codec is None else validate_type("codec=", codec, PickleCodec)
+            engine = open_engine(bind, through_proxy=not notify)
             driver = driver_of(engine, owns_engine=owns_engine, prepares=notify)
-            refuse_options(driver, schema)
-        self.codec = codec or PickleCodec()
+            validate_schema(schema, has_schemas=driver.has_schemas)
+            check_engine_options(engine, schema, is_in_memory=driver.commit_signal is CommitSignal.UNREACHABLE)
         self.executor = Executor(driver, owns_engine=owns_engine, schema=schema)
         notifies = notify and driver.commit_signal is CommitSignal.NOTIFICATION
         channel = channel_name(schema) if notifies else None
@@ -104,6 +109,8 @@ class Database(PersistentReference):
 
         if self.in_transaction():
             raise RepositoryError("upgrade() is a transaction of its own; call it before transaction()")
+        if not validate_type("revision", revision, str, _HEAD):
+            raise RepositoryError(f"revision must not be empty; {_HEAD}") from ValueError("empty")
         with repository_errors("the tables can't be upgraded"), self.transaction():
             migrations.upgrade(self.connection(), revision, self.schema)
 
@@ -146,16 +153,17 @@ class Database(PersistentReference):
 
         :param bind: a session or connection on the same database, with psycopg's own or its asyncio driver on Postgres,
             of an engine that is not in autocommit: never :attr:`engine`, where a URL made it
-        :raises RepositoryError: before anything is written, for a connection that leads to another database, or is in
-            autocommit; and inside another transaction of this ``Database``
+        :raises RepositoryError: before anything is written, for a connection that leads to another database, is in
+            autocommit, or has an option that can't be honoured; and inside another transaction of this ``Database``
         """
         self.check_open()
         if isinstance(bind, (Session, scoped_session)):
             return self.executor.transactions.joined(bind.connection)
         if not isinstance(bind, Connection):
             raise RepositoryError(
-                "join() takes a Session or a Connection; in asyncio, the one that run_sync() gives"
-            ) from TypeError(type(bind).__name__)
+                "join() takes a Session or a Connection; in asyncio, the one that run_sync() gives; not "
+                f"{kind_of(bind)}. Write `with Session(engine) as session, database.join(session):`"
+            ) from TypeError(kind_of(bind))
         return self.executor.transactions.joined(lambda: bind)
 
     def in_transaction(self) -> bool:
@@ -183,8 +191,7 @@ class Database(PersistentReference):
         :returns: how many messages were deleted that had not been delivered
         :raises RepositoryError: for an age out of range, and for any fault of the database, which then is as it was
         """
-        if not isinstance(older_than, timedelta):
-            raise RepositoryError("older_than must be a timedelta") from TypeError(type(older_than).__name__)
+        validate_type("older_than", older_than, timedelta, "write timedelta(days=7), for example")
         if not -MAX_AGE <= older_than <= MAX_AGE:
             raise RepositoryError(f"older_than must be at most {MAX_AGE.days:,} days") from ValueError(older_than)
         age = self.executor.dialect.seconds_value(-older_than.total_seconds())

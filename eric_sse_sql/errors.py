@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from types import TracebackType
 
 from eric_sse import exception as eric_sse_exceptions
 from eric_sse.exception import RepositoryError
-from sqlalchemy.exc import DBAPIError, TimeoutError
+from sqlalchemy.exc import DBAPIError
 
 from eric_sse_sql.contract import ItemNotFound
 
@@ -23,18 +24,69 @@ _ERIC_SSE_EXCEPTIONS: tuple[type[Exception], ...] = (
 _MISSING_TABLES = "its tables are missing; make them with Database.upgrade() or `alembic upgrade head`"
 _OTHER_TABLES = "its tables are of another version of eric_sse_sql; Database.check() says what to do"
 _UNREACHABLE = "the server can't be reached or has closed the connection; check the URL, the server and its log"
+_CREDENTIALS = (
+    "the server refuses this user or password; check both in the URL, where the characters @ : / ? # % of a password "
+    "are percent-encoded, and the server's pg_hba.conf"
+)
+_NO_DATABASE = "the server has no database of this name; check the name at the end of the URL, or run CREATE DATABASE"
+_TOO_MANY_CONNECTIONS = (
+    "the server allows no more connections; close some, make pools smaller, or raise max_connections or the limit of "
+    "the role"
+)
+_URL_OPTION = "libpq does not know an option of the URL, or its value; check what stands after the ? and the port"
+_NO_POSTGRES = "the server does not answer as Postgres does; check host and port of the URL"
+_ENCODING = (
+    "the encoding of the database does not have every character; use one made with ENCODING 'UTF8', or where all "
+    "its text is UTF-8, add ?client_encoding=utf8 to the URL"
+)
+_SQL_ASCII = f"the encoding of the database is SQL_ASCII, which returns bytes, not text: {_ENCODING}"
+_READ_ONLY = "the database is read-only; connect to the primary server, or as a role that may write"
+_NO_RIGHT = "this role lacks a right; let the owner of the tables run GRANT SELECT, INSERT, UPDATE, DELETE ON them"
+_TIMEOUT = "the statement was cancelled, as by statement_timeout; raise that, or find in the server's log what was slow"
+_LOCK_TIMEOUT = "another transaction holds a lock for longer than lock_timeout; end that one, or raise lock_timeout"
+_CONFLICT = "the transaction conflicts with another one and was rolled back; run it again"
+_FULL = "the disk is full, or the file has its maximum size; make room"
+_OUT_OF_RESOURCES = "the server has no memory or another resource left; its log says which"
+_PROXY = (
+    "a prepared statement is not there: a proxy gives each transaction another connection; write Database(url, "
+    "notify=False), or give the engine connect_args={'prepare_threshold': None}"
+)
 _LOCKED = "another writer holds the SQLite database; end its transaction, or raise the busy timeout"
-_NO_SQLITE_FILE = "the SQLite file can't be opened; check the path of the URL and the rights on its folder"
+_NO_SQLITE_FILE = (
+    "the SQLite file can't be opened; check the path of the URL, with four slashes before an absolute one, that its "
+    "folder exists, and the rights on both"
+)
+_NOT_A_DATABASE = "the SQLite file can't be opened: it is another kind of file, or encrypted; check the path of the URL"
+_READ_ONLY_FILE = "the SQLite database is read-only; check mode= in the URL, and the rights on the file and its folder"
+_OTHER_THREAD = (
+    "a SQLite connection is used in another thread than its own; make the engine without poolclass, or with "
+    "connect_args={'check_same_thread': False}"
+)
 _POOL_EXHAUSTED = "every pooled connection is in use; raise pool_size, or return connections sooner"
-_NO_PSYCOPG = "psycopg is not installed; run `pip install eric_sse_sql[postgres]`"
+_NO_PSYCOPG = 'psycopg is not installed; run `pip install "psycopg[binary]"`'
+_NO_LIBPQ = 'psycopg finds no libpq; run `pip install "psycopg[binary]"`, which brings one, or install libpq'
+_ASYNCHRONOUS = "the engine or session is asynchronous; inside AsyncSession.run_sync(), join the session that it gives"
 
-# By the beginning of the SQLSTATE that Postgres reports.
+# By the beginning of the SQLSTATE that Postgres reports; the first match counts.
 _SQLSTATE_ADVICE = {
     "42P01": _MISSING_TABLES,  # undefined table
     "3F000": _MISSING_TABLES,  # undefined schema
     "42703": _OTHER_TABLES,  # undefined column
     "08": _UNREACHABLE,  # connection exception
-    "28": _UNREACHABLE,  # invalid authorization
+    "22021": _ENCODING,  # character not in repertoire
+    "22P05": _ENCODING,  # untranslatable character
+    "25006": _READ_ONLY,
+    "26000": _PROXY,  # the prepared statement does not exist
+    "42P05": _PROXY,  # the prepared statement exists already
+    "28": _CREDENTIALS,  # invalid authorization
+    "3D000": _NO_DATABASE,
+    "40": _CONFLICT,  # serialization failure, deadlock
+    "42501": _NO_RIGHT,
+    "53100": _FULL,
+    "53300": _TOO_MANY_CONNECTIONS,
+    "53": _OUT_OF_RESOURCES,
+    "55P03": _LOCK_TIMEOUT,
+    "57014": _TIMEOUT,
     "57P": _UNREACHABLE,  # shutdown, or an idle session's timeout
 }
 # By SQLite's primary result code and a part of its message. Before Python 3.11 an exception has the message only.
@@ -44,9 +96,41 @@ _SQLITE_ADVICE = {
     (1, "has no column named"): _OTHER_TABLES,
     (5, "is locked"): _LOCKED,  # SQLITE_BUSY: by another connection
     (6, "is locked"): _LOCKED,  # SQLITE_LOCKED: by another connection to the same cache
+    (8, "readonly database"): _READ_ONLY_FILE,  # SQLITE_READONLY
+    (13, "is full"): _FULL,  # SQLITE_FULL
     (14, "unable to open"): _NO_SQLITE_FILE,  # SQLITE_CANTOPEN
-    (26, "is not a database"): _NO_SQLITE_FILE,  # SQLITE_NOTADB
+    (21, "in that same thread"): _OTHER_THREAD,  # an error of Python's, without a code
+    (26, "is not a database"): _NOT_A_DATABASE,  # SQLITE_NOTADB
 }
+# By the package and class of another error, and a pattern in its message; the first match counts. A failure to connect
+# has no SQLSTATE, and the message of the server, which may be in another language than English.
+_OTHER_ADVICE = (
+    ("psycopg.OperationalError", r"password|pg_hba\.conf|role \".*\" (does not exist|is not permitted)", _CREDENTIALS),
+    ("psycopg.OperationalError", r"database \".*\" does not exist", _NO_DATABASE),
+    ("psycopg.OperationalError", r"too many (clients|connections)|remaining connection slots", _TOO_MANY_CONNECTIONS),
+    ("psycopg.OperationalError", r"invalid (\S+ value|value for|port)|parameter|requires a value", _URL_OPTION),
+    ("psycopg.OperationalError", r"invalid response|expected authentication", _NO_POSTGRES),
+    ("psycopg.OperationalError", "", _UNREACHABLE),
+    ("psycopg.ProgrammingError", r"invalid connection option|bad value for", _URL_OPTION),
+    ("builtins.ModuleNotFoundError", r"\bpsycopg\b", _NO_PSYCOPG),
+    ("builtins.ImportError", r"pq wrapper|requested psycopg", _NO_LIBPQ),
+    ("builtins.UnicodeEncodeError", "", _ENCODING),
+    # What SQLAlchemy does with the server's version: bytes in SQL_ASCII, and another text from other servers.
+    ("builtins.TypeError", r"string pattern on a bytes-like", _SQL_ASCII),
+    ("builtins.AssertionError", r"Could not determine version", _NO_POSTGRES),
+    ("sqlalchemy.TimeoutError", "", _POOL_EXHAUSTED),
+    ("sqlalchemy.MissingGreenlet", "", _ASYNCHRONOUS),
+    ("sqlalchemy.ResourceClosedError", "", "the connection or its transaction is closed; join it while it is open"),
+    ("sqlalchemy.PendingRollbackError", "", "a statement of the transaction has failed; roll it back first"),
+    ("sqlalchemy.UnboundExecutionError", "", "the session has no engine; make it with Session(engine)"),
+    (
+        "sqlalchemy.InvalidRequestError",
+        r"Autobegin is disabled",
+        "the session was not begun; call session.begin()",
+    ),
+    ("sqlalchemy.NoSuchModuleError", "", "a plugin that the URL names is not installed"),
+    ("alembic.CommandError", "", "no migration has this revision (CommandError); leave it out for the newest one"),
+)
 
 
 class repository_errors:
@@ -80,17 +164,10 @@ def _advice(error: BaseException) -> str:
     """What the application's developer or operator can do about an error."""
     if isinstance(error, sqlite3.Error):
         return _sqlite_advice(error) or _refused(error)
-    if isinstance(error, ModuleNotFoundError) and str(error.name).startswith("psycopg"):
-        return _NO_PSYCOPG
-    if isinstance(error, TimeoutError):
-        return _POOL_EXHAUSTED
     sqlstate = getattr(error, "sqlstate", None)
     if sqlstate is not None:
         return _sqlstate_advice(sqlstate) or _refused(error)
-    # Without an answer from a server, psycopg raises OperationalError without SQLSTATE. psycopg may not be installed.
-    if any(cls.__name__ == "OperationalError" for cls in type(error).__mro__):
-        return _UNREACHABLE
-    return f"{type(error).__name__}; the attached cause says why"
+    return _other_advice(error) or f"{type(error).__name__}; the attached cause says why"
 
 
 def _sqlstate_advice(sqlstate: str) -> str | None:
@@ -103,6 +180,14 @@ def _sqlite_advice(error: sqlite3.Error) -> str | None:
         if part in message and (extended_code is None or extended_code & 0xFF == code):
             return advice
     return None
+
+
+def _other_advice(error: BaseException) -> str | None:
+    message = str(error)
+    kinds = {f"{kind.__module__.partition('.')[0]}.{kind.__name__}" for kind in type(error).__mro__}
+    return next(
+        (advice for kind, pattern, advice in _OTHER_ADVICE if kind in kinds and re.search(pattern, message)), None
+    )
 
 
 def _refused(error: BaseException) -> str:

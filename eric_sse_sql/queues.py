@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from datetime import timedelta
 from operator import attrgetter
 from typing import Any, TypeVar
 
@@ -16,6 +15,7 @@ from eric_sse.listener import MessageQueueListener
 from eric_sse.message import MessageContract
 from eric_sse.queues import Queue
 
+from eric_sse_sql.arguments import YEAR_SECONDS, kind_of, validate_number, validate_type
 from eric_sse_sql.codec import class_path
 from eric_sse_sql.contract import ConnectionsFactory, PersistableQueue, make_connection
 from eric_sse_sql.database import Database
@@ -28,7 +28,10 @@ from eric_sse_sql.wakeups.queue_watch import QueueWatch
 from eric_sse_sql.wakeups.watcher import FALLBACK_SECONDS
 
 MAX_TYPE_CHARACTERS = 255
-MAX_LEASE_SECONDS = timedelta(days=365).total_seconds()
+MAX_LEASE_SECONDS = YEAR_SECONDS
+MAX_BATCH = 2**31 - 1  # messages
+
+_DATABASE = "write Database(url), or Database(engine)"
 
 Taken = TypeVar("Taken")
 
@@ -74,7 +77,7 @@ class SqlQueue(PersistableQueue):
 
     def __init__(self, database: Database, queue_id: str | None = None) -> None:
         super().__init__()
-        self._database = database
+        self._database = validate_type("database", database, Database, _DATABASE)
         self._queue_id = new_id() if queue_id is None else validate_key("a queue id", queue_id)
         self._watch: QueueWatch | None = None
         self._empty_version: int | None = None  # the version of the watch at which the queue was found empty
@@ -122,6 +125,10 @@ class SqlQueue(PersistableQueue):
 
         :raises RepositoryError: when one of them can't be stored, or could not be read back
         """
+        if not isinstance(many, Iterable):
+            raise RepositoryError(
+                f"push_many() takes a list of messages, not {kind_of(many)}; push() takes one"
+            ) from TypeError(kind_of(many))
         rows = [self._row(message) for message in many]
         with repository_errors("the messages can't be pushed"), self._database.transaction():
             self._database.publisher.publish_many(messages.PUSH_MANY, [self._queue_id], rows)
@@ -143,8 +150,10 @@ class SqlQueue(PersistableQueue):
     def take(self, most: int) -> list[TakenMessage]:
         """Remove the first messages and return their rows, in order, without decoding them. One statement.
 
+        :param most: how many at most
         :raises RepositoryError: for any fault of the database
         """
+        validate_number("most", most, 0, MAX_BATCH, whole=True)
         with repository_errors("the messages can't be taken"):
             rows = self._database.executor.run(messages.TAKE, queue_id=self._queue_id, count=most)
         return sorted(map(TakenMessage._make, rows), key=attrgetter("id"))
@@ -154,7 +163,9 @@ class SqlQueue(PersistableQueue):
 
         It may be repeated: a message that is back already stays once.
         """
-        taken = [row._asdict() for row in rows]
+        taken = [
+            validate_type("each row", row, TakenMessage, "put back what take() returned")._asdict() for row in rows
+        ]
         if taken:
             with repository_errors("the messages can't be put back"), self._database.transaction():
                 self._database.publisher.publish_many(messages.PUT_BACK, [self._queue_id], taken)
@@ -291,7 +302,7 @@ class BlockingSqlQueue(SqlQueue):
             yield delivery
 
     def _awaited(self, take: Callable[[], Taken], timeout: float | None) -> Taken:
-        give_up = None if timeout is None else time.monotonic() + _checked_timeout(timeout)
+        give_up = _give_up_time(timeout)
         while True:
             self._database.check_open()
             version = self.watch.arm()
@@ -318,7 +329,11 @@ class SqlConnectionsFactory(ConnectionsFactory):
     """
 
     def __init__(self, database: Database, queue_class: type[SqlQueue] = SqlQueue) -> None:
-        self._database = database
+        self._database = validate_type("database", database, Database, _DATABASE)
+        if not (isinstance(queue_class, type) and issubclass(queue_class, SqlQueue)):
+            raise RepositoryError(
+                f"queue_class must be SqlQueue, BlockingSqlQueue or a subclass, not {kind_of(queue_class)}"
+            ) from TypeError(kind_of(queue_class))
         self._queue_class = queue_class
 
     def create(self, listener: MessageQueueListener | None = None) -> Connection:
@@ -364,18 +379,16 @@ def _push_to_all(database: Database, queues: Sequence[SqlQueue], message: Messag
 
 
 def _check_lease(seconds: float) -> None:
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
-        raise RepositoryError("a lease must be a number of seconds") from TypeError(type(seconds).__name__)
-    if not 0 < seconds <= MAX_LEASE_SECONDS:
-        raise RepositoryError(
-            f"a lease must be longer than 0 seconds and at most a year ({MAX_LEASE_SECONDS:,.0f} seconds)"
-        ) from ValueError(seconds)
+    allowed = f"longer than 0 seconds and at most a year ({MAX_LEASE_SECONDS:,} seconds)"
+    validate_number("a lease", seconds, math.ulp(0.0), MAX_LEASE_SECONDS, allowed=allowed)
 
 
-def _checked_timeout(seconds: float) -> float:
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or math.isnan(seconds):
-        raise RepositoryError("a timeout must be a number of seconds, or None") from TypeError(type(seconds).__name__)
-    return seconds
+def _give_up_time(timeout: float | None) -> float | None:
+    """When a wait ends, on the clock of time.monotonic(); None for never."""
+    if timeout is None:
+        return None
+    validate_number("a timeout", timeout, -math.inf, math.inf, allowed="a number of seconds, not NaN")
+    return time.monotonic() + max(timeout, 0) if timeout <= YEAR_SECONDS else None
 
 
 def _type_of(message: MessageContract) -> str:

@@ -11,11 +11,11 @@ from eric_sse.exception import RepositoryError
 from sqlalchemy import Connection, Dialect, String, bindparam, column, func, quoted_name, select, table, text
 from sqlalchemy.exc import ProgrammingError
 
+from eric_sse_sql.arguments import validate_schema
 from eric_sse_sql.models import TABLE_NAMES
 
 VERSION_TABLE = "eric_sse_sql_version"  # not alembic_version: the application may use Alembic too
 REVISION_PREFIX = "eric_sse_sql_"  # every revision id of this package begins so, and none of an application's does
-MAX_SCHEMA_BYTES = 63  # Postgres cuts longer names off
 
 # Both list every table with one of our names, and every table with a textual column version_num.
 _POSTGRES = text(r"""
@@ -77,14 +77,7 @@ def check_schema(dialect: Dialect, schema: str | None) -> None:
     """
     :raises RepositoryError: for what can't be the name of a schema on this database
     """
-    if schema is None:
-        return
-    if dialect.name != "postgresql":
-        raise RepositoryError("schema= is for Postgres; a SQLite file has one")
-    if not schema or "\0" in schema or len(schema.encode(errors="replace")) > MAX_SCHEMA_BYTES:
-        raise RepositoryError(
-            f"schema= must be 1 to {MAX_SCHEMA_BYTES} bytes of UTF-8 without NUL; leave it out to use the search path"
-        )
+    validate_schema(schema, has_schemas=dialect.name == "postgresql")
 
 
 def find_installation(connection: Connection, schema: str | None) -> Installation:

@@ -4,13 +4,57 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from eric_sse.exception import RepositoryError
-from sqlalchemy import URL, Engine, create_engine, make_url
+from sqlalchemy import URL, Engine
 
+from eric_sse_sql.arguments import kind_of
 from eric_sse_sql.execution import postgres, sqlite
 from eric_sse_sql.execution.driver import Driver
+from eric_sse_sql.execution.url import FORMS, check_driver, parse_url
+
+_ASYNCHRONOUS = (
+    "it is asynchronous; pass its URL, or an engine of create_engine(). The event loop is not blocked by it, and "
+    "join() takes the session that AsyncSession.run_sync() gives"
+)
+_ENGINE_OF_IT = "pass its engine, or a URL; join() takes a session or connection of SQLAlchemy"
+_ALREADY = "pass it where a Database is asked for"
+# By the name of a class among those that a value derives from: what to pass instead of the value.
+_INSTEAD: Mapping[str, str] = {
+    "AsyncEngine": _ASYNCHRONOUS,
+    "AsyncConnection": _ASYNCHRONOUS,
+    "AsyncSession": _ASYNCHRONOUS,
+    "async_sessionmaker": _ASYNCHRONOUS,
+    "async_scoped_session": _ASYNCHRONOUS,
+    "Session": _ENGINE_OF_IT,
+    "scoped_session": _ENGINE_OF_IT,
+    "sessionmaker": _ENGINE_OF_IT,
+    "Connection": _ENGINE_OF_IT,
+    "Database": _ALREADY,
+    "PurePath": 'write f"sqlite:///{path}"',
+    "bytes": "decode it to a str",
+    "NoneType": "the setting that should hold the URL is missing",
+}
+
+
+def open_engine(bind: str | URL | Engine, *, through_proxy: bool) -> Engine:
+    """The engine of the application, or a new one for a URL.
+
+    :param through_proxy: whether each transaction of a new engine may run in another session of the server
+    :raises RepositoryError: for anything else, with what to pass instead
+    """
+    if isinstance(bind, Engine):
+        return bind
+    if isinstance(bind, (str, URL)):
+        return make_engine(bind, through_proxy=through_proxy)
+    kinds = (kind.__name__ for kind in type(bind).__mro__)
+    advice = next((_INSTEAD[kind] for kind in kinds if kind in _INSTEAD), f"write {FORMS}")
+    raise RepositoryError(f"a Database is made from a URL or an Engine, not from {kind_of(bind)}: {advice}") from (
+        TypeError(kind_of(bind))
+    )
+
 
 #: Database and driver of the connections of an application that can be joined.
 JOINABLE = {("postgresql", "psycopg"), ("sqlite", "pysqlite"), ("sqlite", "aiosqlite")}
@@ -20,17 +64,13 @@ def make_engine(bind: str | URL, *, through_proxy: bool = False) -> Engine:
     """An engine in autocommit, whose connections need no reset and whose errors quote no parameter.
 
     :param through_proxy: whether each transaction may run in another session of the server
+    :raises RepositoryError: for a URL of another database or driver, or with an option that it does not have
     """
-    url = make_url(bind)
-    if url.drivername == "postgresql":
-        url = url.set(drivername="postgresql+psycopg")
+    url = parse_url(bind)
     options: dict[str, Any] = {"isolation_level": "AUTOCOMMIT", "pool_reset_on_return": None, "hide_parameters": True}
-    backend = url.get_backend_name()
-    if backend == "postgresql":
+    if url.get_backend_name() == "postgresql":
         return postgres.make_engine(url, options, through_proxy=through_proxy)
-    if backend == "sqlite":
-        return sqlite.make_engine(url, options)
-    return create_engine(url, **options)
+    return sqlite.make_engine(url, options)
 
 
 def driver_of(engine: Engine, *, owns_engine: bool, prepares: bool = True) -> Driver:
@@ -39,36 +79,14 @@ def driver_of(engine: Engine, *, owns_engine: bool, prepares: bool = True) -> Dr
     :param prepares: whether its connections prepare statements on Postgres
     :raises RepositoryError: for a database or driver that is not supported
     """
-    name, driver = engine.dialect.name, engine.dialect.driver
-    if (name, driver) == ("postgresql", "psycopg"):
+    if engine.dialect.is_async:
+        raise RepositoryError(f"the engine is that of an AsyncEngine: {_ASYNCHRONOUS}") from NotImplementedError(
+            "async"
+        )
+    check_driver(engine.dialect.name, engine.dialect.driver)
+    if engine.dialect.name == "postgresql":
         return postgres.PostgresDriver(engine, owns_engine=owns_engine, prepares=prepares)
-    if (name, driver) == ("sqlite", "pysqlite"):
-        return sqlite.SqliteDriver(engine, owns_engine=owns_engine)
-    raise RepositoryError(
-        f"{name}+{driver} is not supported; use postgresql+psycopg://... or sqlite:///..."
-    ) from NotImplementedError(driver)
-
-
-def refuse_options(driver: Driver, schema: str | None) -> None:
-    """Do nothing, unless an engine has an option that would be ignored, or has no schemas.
-
-    :param schema: of the tables; None for the search path
-    :raises RepositoryError: for the first such option
-    """
-    if schema is not None and not driver.has_schemas:
-        raise RepositoryError("schema= is for Postgres; a SQLite file has one") from ValueError(schema)
-    options = driver.engine.get_execution_options()
-    translation = options.get("schema_translate_map") or {}
-    if translation.get(None, schema) != schema or translation.get(schema, schema) != schema:
-        raise RepositoryError(
-            "the engine has a schema_translate_map, which this package's statements do not follow; "
-            "name the schema of the tables with Database(engine, schema=...)"
-        )
-    if options.get("postgresql_readonly"):
-        raise RepositoryError(
-            "the engine has postgresql_readonly, which single statements, in autocommit, do not follow; give an engine "
-            "without it, and a role that may only read where nothing is to be written"
-        )
+    return sqlite.SqliteDriver(engine, owns_engine=owns_engine)
 
 
 def is_observed(engine: Engine) -> bool:

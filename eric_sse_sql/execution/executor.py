@@ -34,7 +34,7 @@ class Executor:
         self.engine: Engine = driver.engine
         self.owns_engine = owns_engine
         self.schema = schema
-        self.transactions = Transactions(driver)
+        self.transactions = Transactions(driver, schema)
         self._pinned = PinnedConnections(driver, owns_pool=owns_engine)
         self._compiled: dict[Statement, Compiled] = {}
         self._is_closed = False

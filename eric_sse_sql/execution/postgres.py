@@ -56,7 +56,23 @@ def make_engine(url: URL, options: Mapping[str, Any], *, through_proxy: bool) ->
     arguments: dict[str, Any] = {name: value for name, value in NOTICE_VANISHED.items() if name not in url.query}
     if through_proxy:
         arguments["prepare_threshold"] = None
-    return create_engine(url, connect_args=arguments, **options)
+    engine = create_engine(url, connect_args=arguments, **options)
+    _check_query(engine)
+    return engine
+
+
+def _check_query(engine: Engine) -> None:
+    """
+    :raises RepositoryError: for an option in the URL of an engine that libpq does not have
+    """
+    psycopg: Any = engine.dialect.dbapi
+    try:
+        psycopg.conninfo.make_conninfo(**dict.fromkeys(engine.url.query, ""))
+    except psycopg.ProgrammingError as error:
+        raise RepositoryError(
+            "the URL has an option that psycopg does not take in a URL; each one after the ? must be a keyword of "
+            "https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-PARAMKEYWORDS, as sslmode is"
+        ) from error
 
 
 class PostgresDialect:
@@ -173,8 +189,8 @@ class _Session:
         """The same, with the default isolation level."""
         session = cls.of(pooled.info)
         if session.is_read_committed is None:
-            query = "SELECT current_setting('default_transaction_isolation')"
-            (level,) = _cursor(pooled.driver_connection).execute(query).fetchone()
+            driver: Any = pooled.driver_connection
+            (level,) = driver.execute("SELECT current_setting('default_transaction_isolation')").fetchone()
             session.is_read_committed = level == READ_COMMITTED
         return session
 
@@ -198,6 +214,7 @@ class PostgresDriver:
 
     :param owns_engine: whether the engine was made by this package, in autocommit
     :param prepares: whether connections prepare statements
+    :raises RepositoryError: for an engine that writes its statements in another way than psycopg's cursor reads them
     """
 
     dialect: Dialect = PostgresDialect()
@@ -207,8 +224,10 @@ class PostgresDriver:
     fails_transactions = True
 
     def __init__(self, engine: Engine, *, owns_engine: bool, prepares: bool = True) -> None:
+        _check_statements(engine)
         self.engine = engine
         self.pinned_connections = PINNED_CONNECTIONS if owns_engine else 0
+        self._is_own = owns_engine
         self._prepares = prepares
         self._address: object = None
 
@@ -246,14 +265,23 @@ class PostgresDriver:
 
     def fetch_through_engine(self, compiled: Compiled, values: Any) -> Sequence[Row]:
         with self.engine.connect() as connection:
-            connection = connection.execution_options(isolation_level="AUTOCOMMIT")
+            driver: Any = connection.connection.driver_connection
+            if not driver.autocommit:
+                connection = connection.execution_options(isolation_level="AUTOCOMMIT")
             session = _Session.in_autocommit(connection.connection)
             self._discard_old_plans(connection.connection)
-            if not session.is_read_committed:
-                connection = connection.execution_options(isolation_level="READ COMMITTED")
-            with connection.begin():
+            if session.is_read_committed:
+                connection.begin()
+            else:
+                connection = self._begin(connection)
+            try:
                 result = connection.exec_driver_sql(compiled.sql, values)
-                return result.fetchall() if result.returns_rows else ()
+                rows: Sequence[Row] = result.fetchall() if result.returns_rows else ()
+                connection.commit()
+                return rows
+            finally:
+                if not connection.invalidated:
+                    self.roll_back(connection)
 
     def is_closed(self, connection: Any) -> bool:
         try:
@@ -283,11 +311,29 @@ class PostgresDriver:
     def begin(self) -> Connection:
         connection = self.engine.connect()
         try:
-            connection = connection.execution_options(isolation_level="READ COMMITTED")
-            connection.begin()
+            connection = self._begin(connection)
             self._discard_old_plans(connection.connection)
         except BaseException:
             connection.close()
+            raise
+        return connection
+
+    def _begin(self, connection: Connection) -> Connection:
+        """Begin a transaction in READ COMMITTED.
+
+        A connection of the application that is in autocommit stays in it, and BEGIN is explicit: SQLAlchemy turns
+        autocommit off, and does not turn on again what ``connect_args`` has turned on.
+        """
+        driver: Any = connection.connection.driver_connection
+        if self._is_own or not driver.autocommit:
+            connection = connection.execution_options(isolation_level="READ COMMITTED")
+            connection.begin()
+            return connection
+        connection.begin()
+        try:
+            driver.execute(BEGIN_READ_COMMITTED)
+        except BaseException:
+            connection.invalidate()
             raise
         return connection
 
@@ -338,6 +384,19 @@ class PostgresDriver:
             cursor = pooled.cursor()
             cursor.execute(DISCARD_PLANS)
             cursor.close()
+
+
+def _check_statements(engine: Engine) -> None:
+    dialect: Any = engine.dialect
+    if dialect.paramstyle not in ("pyformat", "format"):
+        raise RepositoryError(
+            "the engine has a paramstyle, which psycopg's own cursors do not read; make it without paramstyle"
+        ) from NotImplementedError(dialect.paramstyle)
+    if getattr(dialect, "server_side_cursors", False):
+        raise RepositoryError(
+            "the engine has server_side_cursors, which work in a transaction only, and single statements run in "
+            "autocommit; make it without them, and set stream_results on your own statements"
+        ) from NotImplementedError("server_side_cursors")
 
 
 def _cursor(connection: Any) -> Any:

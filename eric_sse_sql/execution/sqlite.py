@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
+from eric_sse.exception import RepositoryError
 from sqlalchemy import URL, Connection, Engine, Text, bindparam, create_engine, event, func, literal_column, select
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import TimeoutError
@@ -22,6 +23,8 @@ from eric_sse_sql.execution.driver import CommitSignal, DriverConnection
 from eric_sse_sql.execution.statement import Compiled, Row
 
 BUSY_SECONDS = 30  # for which a statement waits for other writers, unless the URL says otherwise
+MAX_BUSY_SECONDS = 24 * 60 * 60  # SQLite counts milliseconds in 32 bits
+URL_OPTIONS = {"timeout", "detect_types", "check_same_thread", "cached_statements"}  # what SQLAlchemy passes on
 RETRY_SECONDS = 0.001, 0.004  # the shortest and the longest pause of a retry
 PINNED_CONNECTIONS = 2  # one for the calling thread, and one for a background thread that runs at the same time
 
@@ -30,7 +33,10 @@ def make_engine(url: URL, options: Mapping[str, Any]) -> Engine:
     """An engine for a URL: write-ahead log, foreign keys, and a wait for other writers.
 
     A database in memory is one connection, which its threads use in turn.
+
+    :raises RepositoryError: for an option in the URL that would be ignored, or whose value has no sense
     """
+    _check_query(url)
     arguments: dict[str, Any] = {} if "timeout" in url.query else {"timeout": BUSY_SECONDS}
     options = dict(options)
     if is_in_memory(url):
@@ -39,6 +45,29 @@ def make_engine(url: URL, options: Mapping[str, Any]) -> Engine:
     engine = create_engine(url, connect_args=arguments, **options)
     event.listen(engine, "connect", _set_up)
     return engine
+
+
+def _check_query(url: URL) -> None:
+    """
+    :raises RepositoryError: for an option in the URL that would be ignored, or whose value has no sense
+    """
+    if "plugin" in url.query:  # which may have options of its own
+        return
+    if "uri" not in url.query and not URL_OPTIONS.issuperset(url.query):
+        raise RepositoryError(
+            f"the URL has an option that is not one of {', '.join(sorted(URL_OPTIONS))}; an option of SQLite's own, "
+            "such as mode=ro, needs sqlite:///file:path/to/file.db?mode=ro&uri=true"
+        ) from ValueError("query")
+    try:
+        is_valid = 0 <= _timeout(url) <= MAX_BUSY_SECONDS
+        sqlite.dialect().create_connect_args(url)
+    except (TypeError, ValueError):
+        is_valid = False
+    if not is_valid:
+        raise RepositoryError(
+            f"an option in the URL has a value that it can't have; timeout is a number of seconds, at most "
+            f"{MAX_BUSY_SECONDS:,}, check_same_thread is true or false, the others are whole numbers"
+        ) from ValueError("query")
 
 
 def is_in_memory(url: URL) -> bool:
@@ -181,6 +210,7 @@ class SqliteDriver:
             if self._retry:
                 self._retry.replace_handler(driver)
             return True
+        _check_factories(driver)
         if driver.in_transaction or _has_standard_transactions(driver):
             return False
         if driver.isolation_level is not None:
@@ -226,6 +256,7 @@ class SqliteDriver:
         try:
             connection.begin()
             driver = _driver(connection)
+            _check_factories(driver)
             if driver.in_transaction:  # begun by the application's engine, without the write lock
                 driver.execute("ROLLBACK")
             if self._retry:
@@ -358,6 +389,17 @@ def _path(connection: Connection) -> str | None:
 
 def _driver(connection: Connection) -> sqlite3.Connection:
     return cast(sqlite3.Connection, connection.connection.driver_connection)
+
+
+def _check_factories(driver: sqlite3.Connection) -> None:
+    """
+    :raises RepositoryError: where rows or texts come back as something else, and would be mistaken for stored values
+    """
+    if driver.row_factory not in (None, sqlite3.Row) or driver.text_factory is not str:
+        raise RepositoryError(
+            "the connections of the engine have a row_factory or text_factory that this package, and SQLAlchemy, can't "
+            "read; leave both as they are, or set row_factory to sqlite3.Row"
+        ) from NotImplementedError("factory")
 
 
 def _is_explicit(driver: sqlite3.Connection) -> bool:

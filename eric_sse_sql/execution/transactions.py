@@ -16,6 +16,7 @@ from sqlalchemy import Connection
 from eric_sse_sql.errors import repository_errors
 from eric_sse_sql.execution.driver import Driver
 from eric_sse_sql.execution.engines import JOINABLE
+from eric_sse_sql.execution.options import check_execution_options
 from eric_sse_sql.execution.statement import Compiled, Row
 
 Callbacks = list[Callable[[], object]]
@@ -37,10 +38,12 @@ class Transactions:
     """The transactions of one engine, in this process.
 
     :param driver: begins and ends them
+    :param schema: of the tables; None for the search path
     """
 
-    def __init__(self, driver: Driver) -> None:
+    def __init__(self, driver: Driver, schema: str | None) -> None:
         self._driver = driver
+        self._schema = schema
 
     def current(self) -> Connection | None:
         """The connection of the transaction that this thread and task are in."""
@@ -102,7 +105,8 @@ class Transactions:
         """All statements inside are part of a transaction of the application, which alone ends it.
 
         :param connect: returns its connection, and is called for each statement, as a session may set a savepoint
-        :raises RepositoryError: for a connection without a transaction, and for one to another database
+        :raises RepositoryError: for a connection without a transaction, for one to another database, and for one with
+            an option that can't be honoured
         """
 
         def begun() -> Connection:
@@ -163,6 +167,7 @@ class Transactions:
                 f"a connection of {connection.dialect.name}+{connection.dialect.driver} can't be joined; "
                 "connect with psycopg (postgresql+psycopg://...) or with SQLite"
             )
+        check_execution_options(connection.get_execution_options(), self._schema, "the connection")
         if connection.dialect.name != self._driver.engine.dialect.name or not self._driver.is_same_database(connection):
             raise RepositoryError(
                 "the connection leads to another database than this Database, as far as can be told; join a connection "

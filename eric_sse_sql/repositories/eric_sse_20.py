@@ -11,6 +11,7 @@ from eric_sse.listener import MessageQueueListener
 from eric_sse.queues import Queue
 
 from eric_sse_sql import contract
+from eric_sse_sql.arguments import kind_of, validate_type
 from eric_sse_sql.codec import class_path
 from eric_sse_sql.contract import (
     ChannelRepositoryInterface,
@@ -48,6 +49,7 @@ class ListenerRepository(ListenerRepositoryInterface):
 
     def persist(self, listener: MessageQueueListener) -> None:
         """Store a listener, in place of the one that had its id."""
+        validate_type("a listener", listener, MessageQueueListener)
         self._storage.upsert(listener.id, listener)
 
     def delete(self, listener_id: str) -> None:
@@ -78,6 +80,7 @@ class QueueRepository(QueueRepositoryInterface):
 
         :raises RepositoryError: when the queue has no id, or keeps its messages in this process
         """
+        validate_type("a queue", queue, Queue)
         queue_id = getattr(queue, "id", None)
         if queue_id is None:
             raise RepositoryError(f"a queue of class {class_path(type(queue))} has no id; use eric_sse_sql.SqlQueue")
@@ -120,6 +123,7 @@ class ConnectionRepository(ConnectionRepositoryInterface):
         :raises ItemNotFound: when the channel is not persisted
         :raises RepositoryError: when the listener or the queue can't be stored; nothing is then
         """
+        validate_type("a connection", connection, Connection)
         self._store.persist_connection(contract.identify(connection), record_of(connection), channel_id)
 
     def delete(self, connection_id: str) -> None:
@@ -162,6 +166,7 @@ class ChannelRepository(ChannelRepositoryInterface):
 
         :raises RepositoryError: when the channel, a listener or a queue can't be stored; nothing is then
         """
+        validate_type("a channel", channel, AbstractChannel)
         self._persist(channel.id, channel)
 
     def delete(self, channel_id: str) -> None:
@@ -190,7 +195,14 @@ def _loaded(stored: object) -> AbstractChannel:
 
 
 def _store(storage_engine: KvStorageEngine) -> ChannelStore | None:
-    """The store of a storage engine's database; None for an engine without one."""
+    """The store of a storage engine's database; None for an engine without one.
+
+    :raises RepositoryError: for what is no storage engine
+    """
+    if isinstance(storage_engine, type) or not hasattr(storage_engine, "upsert"):
+        raise RepositoryError(
+            f"a repository needs a storage engine, not {kind_of(storage_engine)}; write SqlStorageEngine(database)"
+        ) from TypeError(kind_of(storage_engine))
     return ChannelStore(storage_engine.database) if isinstance(storage_engine, SqlStorageEngine) else None
 
 
@@ -198,6 +210,7 @@ def _needed_store(repository: object, storage_engine: object) -> ChannelStore:
     if not isinstance(storage_engine, SqlStorageEngine):
         name = type(repository).__name__
         raise RepositoryError(
-            f"{name} needs a SqlStorageEngine, whose database has the tables of channels and connections"
-        ) from TypeError(class_path(type(storage_engine)))
+            f"{name} needs a SqlStorageEngine, whose database has the tables of channels and connections, not "
+            f"{kind_of(storage_engine)}; write {name}(SqlStorageEngine(database))"
+        ) from TypeError(kind_of(storage_engine))
     return ChannelStore(storage_engine.database)

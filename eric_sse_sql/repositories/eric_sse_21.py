@@ -18,6 +18,7 @@ from eric_sse.listener import MessageQueueListener
 from eric_sse.queues import Queue
 from eric_sse.repository import AbstractChannelRepository
 
+from eric_sse_sql.arguments import validate_type
 from eric_sse_sql.channels import SqlSSEChannel
 from eric_sse_sql.contract import ItemNotFound
 from eric_sse_sql.database import Database
@@ -125,6 +126,7 @@ class SqlConnectionsRepository(ConnectionRepositoryInterface):
 
         :raises RepositoryError: when the listener or the queue can't be stored; nothing is then
         """
+        validate_type("a connection", connection, Connection)
         self._store.persist_connection(connection.id, record_of(connection), channel_id)
 
     def delete(self, channel_id: str, connection_id: str) -> None:
@@ -143,6 +145,9 @@ class AbstractSqlChannelRepository(AbstractChannelRepository, ABC):
     """
 
     def __init__(self, database: Database, connections_factory: ConnectionsFactory | None = None) -> None:
+        validate_type("database", database, Database, "write Database(url), or Database(engine)")
+        if connections_factory is not None:
+            validate_type("connections_factory", connections_factory, ConnectionsFactory)
         self._store = ConnectionKeyedStore(database)
         self._connections_repository = SqlConnectionsRepository(self._store)
         super().__init__(
@@ -177,6 +182,7 @@ class AbstractSqlChannelRepository(AbstractChannelRepository, ABC):
 
         :raises RepositoryError: when the channel, a listener or a queue can't be stored; nothing is then
         """
+        validate_type("a channel", channel, AbstractChannel)
         connections = [record_of(connection) for connection in channel.get_connections()]
         self._store.persist_channel(
             validate_key("a channel id", channel.id), self._channel_to_dict(channel), channel, connections
