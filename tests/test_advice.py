@@ -6,6 +6,7 @@ Each table has an id, what is tried, and a part of the error's text.
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import pickle
 import socket
@@ -787,6 +788,8 @@ def test_the_session_of_an_asynchronous_one_is_joined_inside_run_sync_only(share
     advice = "inside AsyncSession.run_sync(), join the session that it gives"
     with Database(shared_url) as database, refused(advice), database.join(session.sync_session):
         pass
+    del session
+    gc.collect()  # while the warning is ignored
 
 
 # Faults of a Postgres server
@@ -945,6 +948,7 @@ def test_an_sql_ascii_database_is_an_error_that_says_what_to_do(other_encodings:
             with refused("the encoding of the database is SQL_ASCII, which returns bytes, not text"):
                 call()
     made.dispose()
+    gc.collect()  # while the warning is ignored
 
 
 def test_an_sql_ascii_database_works_with_a_client_encoding(other_encodings: dict[str, URL]) -> None:
