@@ -45,7 +45,6 @@ from sqlalchemy import (
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
-from conftest import Statements, table_counts
 from eric_sse_sql import (
     BlockingSqlQueue,
     ChannelRepository,
@@ -59,11 +58,12 @@ from eric_sse_sql import (
 )
 from eric_sse_sql.contract import ERIC_SSE_2_0
 from eric_sse_sql.errors import repository_errors
+from support.catalog import table_counts
+from support.statements import Record
 
 if not ERIC_SSE_2_0:
     from eric_sse_sql import SqlConnectionsFactory, SqlSSEChannel, SqlSSEChannelRepository
 
-Record = Callable[[Database], Statements]
 Call = TypeVar("Call")
 SECRET = "hunter2"
 NOT_A_URL = "the text is no URL of a database; write postgresql+psycopg://user:password@host:5432/database, or sqlite:"

@@ -18,7 +18,7 @@ PACKAGE = REPOSITORY / NAME
 #: From bottom to top. Modules and sub-packages import those of lower layers, and of their own without a cycle.
 LAYERS = (
     {"keys", "models", "pickles"},
-    {"contract"},
+    {"arguments", "contract"},
     {"allow_list", "codec", "errors"},
     {"execution"},
     {"sql"},
@@ -36,8 +36,8 @@ LAYER_OF = {part: layer for layer, parts in enumerate(LAYERS) for part in parts}
 #: The migrations are an Alembic environment, which only upgrades and checks need: they are imported when these run.
 IMPORTED_LATER = {"database": {"migrations"}}
 
-#: Modules that may name a database in code: the databases' own, and the one that chooses between them.
-DATABASE_MODULES = {"execution.engines", "execution.postgres", "execution.sqlite"}
+#: Modules that may name a database in code: the databases' own, and those that choose between them.
+DATABASE_MODULES = {"execution.engines", "execution.postgres", "execution.sqlite", "execution.url"}
 DATABASE_NAMES = {"aiosqlite", "postgres", "postgresql", "pysqlite", "sqlite"}
 #: Calls of SQLAlchemy that take such a name: it applies an argument on that database only.
 DIALECT_VARIANTS = {"prefix_with", "with_hint", "with_variant"}

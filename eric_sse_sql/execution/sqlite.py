@@ -34,8 +34,12 @@ def make_engine(url: URL, options: Mapping[str, Any]) -> Engine:
 
     A database in memory is one connection, which its threads use in turn.
 
-    :raises RepositoryError: for an option in the URL that would be ignored, or whose value has no sense
+    :raises RepositoryError: for a URL with a host, or with an option that would be ignored or has no valid value
     """
+    if url.host or url.port or url.username:
+        raise RepositoryError(
+            "a SQLite URL has three slashes before a relative path, and four before an absolute one"
+        ) from ValueError("host")
     _check_query(url)
     arguments: dict[str, Any] = {} if "timeout" in url.query else {"timeout": BUSY_SECONDS}
     options = dict(options)

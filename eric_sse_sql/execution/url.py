@@ -31,8 +31,6 @@ def parse_url(bind: str | URL) -> URL:
     check_driver(name, driver or DRIVERS.get(name, ""))
     if "@" in (url.host or ""):
         raise _refusal("the host in the URL has an @; if it is part of the password, write %40 for it")
-    if name == "sqlite" and (url.host or url.port or url.username):
-        raise _refusal("a SQLite URL has three slashes before a relative path, and four before an absolute one")
     return url.set(drivername=f"{name}+{DRIVERS[name]}") if name == "postgresql" else url
 
 
