@@ -71,8 +71,8 @@ class State(NamedTuple):
 
 
 STATES = [
-    *map(State._make, itertools.product(SINGLE, STATISTICS, (False, True), (False, True))),
-    *map(State._make, itertools.product(OTHER_WAYS, STATISTICS, (True,), (True,))),
+    *itertools.starmap(State, itertools.product(SINGLE, STATISTICS, (False, True), (False, True))),
+    *itertools.starmap(State, itertools.product(OTHER_WAYS, STATISTICS, (True,), (True,))),
 ]
 
 
