@@ -123,6 +123,7 @@ class Transactions:
     @contextmanager
     def begun(self) -> Iterator[Connection]:
         """A connection in a new transaction, which is rolled back unless it was committed."""
+        pool = self._driver.engine.pool
         with repository_errors("no transaction can be begun"):
             connection = self._driver.begin()
         try:
@@ -131,6 +132,8 @@ class Transactions:
             try:
                 if not connection.invalidated:
                     self._driver.roll_back(connection)
+                if self._driver.engine.pool is not pool:  # the engine was disposed of: the old pool closes nothing
+                    connection.invalidate()
             except BaseException:
                 connection.invalidate()
                 raise

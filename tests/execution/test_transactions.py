@@ -8,7 +8,7 @@ import threading
 import pytest
 from eric_sse.exception import NoMessagesException, RepositoryError
 from eric_sse.message import Message
-from sqlalchemy import URL
+from sqlalchemy import URL, event
 
 from eric_sse_sql import Database, SqlQueue, SqlStorageEngine
 from eric_sse_sql.contract import ItemNotFound
@@ -91,3 +91,17 @@ def test_another_task_is_not_in_the_transaction(shared_url: URL) -> None:
     with Database(shared_url) as database:
         storage = SqlStorageEngine(database)
         assert asyncio.run(main()) == []
+
+
+def test_a_transaction_closes_its_connection_when_the_engine_was_disposed_of_meanwhile(shared_url: URL) -> None:
+    """Another thread disposes of the engine when it finds that the server has closed its connections."""
+    made: list[object] = []
+    closed: list[object] = []
+    with Database(shared_url) as database:
+        event.listen(database.engine, "connect", lambda connection, _: made.append(connection))
+        event.listen(database.engine, "close", lambda connection, _: closed.append(connection))
+        with database.transaction():
+            SqlStorageEngine(database).upsert("a", 1)
+            database.engine.dispose()
+        assert closed == made
+        assert SqlStorageEngine(database).fetch_one("a") == 1
