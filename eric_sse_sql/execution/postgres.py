@@ -135,8 +135,8 @@ class PostgresDialect:
     def _few_rows(column: Any) -> Construct:
         """True for every row. The planner takes each comparison for one row in 200, expects a single row in all, and so
         looks it up in an index; where it expects many rows, it joins by a scan of the whole table."""
-        zero: Construct = literal_column("0")
-        return and_(column + zero == column, column - zero == column)
+        nothing: Construct = literal_column("''" if isinstance(column.type, Text) else "0", column.type)
+        return and_(column + nothing == column, nothing + column == column)
 
     @staticmethod
     def _custom_plan() -> Construct:

@@ -11,7 +11,6 @@ from sqlalchemy import (
     bindparam,
     cast,
     delete,
-    exists,
     literal_column,
     null,
     or_,
@@ -212,12 +211,12 @@ def _deletions(scope: Scope) -> tuple[Statement, ...]:
         return sql.not_exists(select(other.id).where(needs_it, scope(sql, other).is_not(true())))
 
     def messages(row: Any) -> Statement:
-        return Statement(
-            lambda sql: delete(row).where(
-                row.queue_id.in_(some(sql, ConnectionRow.queue_id)),
-                no_other(sql, other.queue_id == row.queue_id),
-            )
-        )
+        def of_queues(sql: Dialect) -> Construct:
+            is_unshared = no_other(sql, other.queue_id == ConnectionRow.queue_id)
+            queues = some(sql, ConnectionRow.queue_id).where(is_unshared).subquery("queues")
+            return delete(row).where(sql.looked_up_rows(row.queue_id, queues))
+
+        return Statement(of_queues)
 
     def objects(sql: Dialect) -> Construct:
         keys = (
@@ -252,9 +251,15 @@ def _delete_connections_of_object(sql: Dialect) -> Construct:
 
 def _delete_of_queue_object(row: Any) -> Statement:
     other = aliased(ConnectionRow)
-    queues = select(ConnectionRow.queue_id).where(ConnectionRow.queue_key == bindparam("key"))
-    shared = exists().where(other.queue_id == row.queue_id, other.queue_key != bindparam("key"))
-    return Statement(lambda sql: delete(row).where(row.queue_id.in_(queues), ~shared))
+
+    def of_queue(sql: Dialect) -> Construct:
+        of_other = select(other.id).where(other.queue_id == ConnectionRow.queue_id, other.queue_key != bindparam("key"))
+        queues = select(ConnectionRow.queue_id).where(
+            ConnectionRow.queue_key == bindparam("key"), sql.not_exists(of_other)
+        )
+        return delete(row).where(sql.looked_up_rows(row.queue_id, queues.subquery("queues")))
+
+    return Statement(of_queue)
 
 
 def _delete_of_queue(row: Any) -> Statement:

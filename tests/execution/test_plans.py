@@ -115,6 +115,8 @@ class Tables:
             connection.execute(text(f"SET search_path TO {self.schema}"))
             for statement in filter(None, statements):
                 connection.execute(text(statement), parameters)
+            # Without this, what this connection has read would be counted later, as if the measured one had read it.
+            connection.execute(text("SELECT pg_stat_force_next_flush()"))
 
     def analyse(self, command: str) -> None:
         if command:
@@ -142,7 +144,6 @@ class Tables:
             ),
             push.format("queue_id", "stock.sse_connections WHERE channel_id = 'ours'"),
             push.format("'ours'", f"generate_series(1, {SHORT if beside_others else DEPTH})"),
-            "SELECT pg_stat_force_next_flush()",  # or the reads of this connection count as those of the measured one
         )
 
 
@@ -326,7 +327,8 @@ def prepare(measure: Measured, tables: Tables) -> None:
                 with measure.scope():
                     calls.delete_channel()
     tables.execute("DELETE FROM sse_messages")
-    assert [sql for sql in measure.statements_without_kept_plan() if "AS MATERIALIZED" not in sql] == []  # all but take
+    # All but those that ask for a new plan at each execution.
+    assert [sql for sql in measure.statements_without_kept_plan() if "generate_series" not in sql] == []
 
 
 @pytest.mark.parametrize("state", STATES, ids=lambda state: "-".join(map(str, state)))
