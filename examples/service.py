@@ -1,6 +1,6 @@
 """Server-sent events over HTTP, from any number of worker processes on one database.
 
-An example: it has NO authentication. Whoever reaches it reads, writes and deletes every channel; keep it on 127.0.0.1.
+An example: it has NO authentication. Every client that reaches it can read, write and delete; keep it on 127.0.0.1.
 
 Two workers, in this folder, on a SQLite file or a Postgres database (`--workers 2` gives them one port):
 
@@ -20,7 +20,7 @@ What one of them is asked, the other one knows:
     curl -X DELETE "127.0.0.1:8001/listener/news/$LISTENER"
     curl -X DELETE '127.0.0.1:8002/channel/news'
 
-Messages wait in the database while nobody streams them, whatever happens to the workers. One that is on its way to a
+Messages wait in the database until a stream takes them, whatever happens to the workers. One that is on its way to a
 client when the client or the worker goes away is lost: delivery is at most once.
 
 Answers are JSON, errors too: 404 for an unknown channel, 400 for an unknown listener and for bad input, 503 when the

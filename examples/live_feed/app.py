@@ -1,7 +1,7 @@
 """A live page: what is typed on one is shown on all, whatever happens to the processes that serve them.
 
-An example: it has NO authentication. Whoever reaches it reads and writes; keep it on 127.0.0.1. `make live` runs it,
-or, in this folder, any number of workers on a SQLite file or a Postgres database:
+An example: it has NO authentication. Every client that reaches it can read and write; keep it on 127.0.0.1. `make live`
+runs it, or, in this folder, any number of workers on a SQLite file or a Postgres database:
 
     pip install "eric_sse_sql[postgres]" starlette sse-starlette uvicorn
     export ERIC_SSE_SQL_URL=sqlite:////tmp/live.db  # or postgresql://user@host/name
