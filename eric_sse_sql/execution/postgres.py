@@ -169,11 +169,14 @@ class _Session:
     """What is known of the session behind one connection. Kept in the pool's record of the connection."""
 
     KEY = "eric_sse_sql.session"
-    __slots__ = ("cursor", "is_read_committed", "plans_expire")
+    __slots__ = ("cursor", "is_read_committed", "isolation_level", "plans_expire")
 
     def __init__(self) -> None:
         self.is_read_committed: bool | None = None  # the default isolation level, once it was asked for
         self.plans_expire = time.monotonic() + PLAN_SECONDS
+        self.isolation_level: tuple[Any] | None = (
+            None  # to be restored after a transaction: one value, which may be None
+        )
         self.cursor: Any = None  # kept, since making a cursor is a third of a statement's cost to the client
 
     @classmethod
@@ -266,15 +269,15 @@ class PostgresDriver:
     def fetch_through_engine(self, compiled: Compiled, values: Any) -> Sequence[Row]:
         with self.engine.connect() as connection:
             driver: Any = connection.connection.driver_connection
-            if not driver.autocommit:
-                connection = connection.execution_options(isolation_level="AUTOCOMMIT")
-            session = _Session.in_autocommit(connection.connection)
-            self._discard_old_plans(connection.connection)
-            if session.is_read_committed:
-                connection.begin()
-            else:
-                connection = self._begin(connection)
+            # Not by SQLAlchemy's option, after which it gives the pool its own default back, not what was there.
+            was_autocommit, driver.autocommit = driver.autocommit, True
             try:
+                session = _Session.in_autocommit(connection.connection)
+                self._discard_old_plans(connection.connection)
+                if session.is_read_committed:
+                    connection.begin()
+                else:
+                    connection = self._begin(connection)
                 result = connection.exec_driver_sql(compiled.sql, values)
                 rows: Sequence[Row] = result.fetchall() if result.returns_rows else ()
                 connection.commit()
@@ -282,6 +285,7 @@ class PostgresDriver:
             finally:
                 if not connection.invalidated:
                     self.roll_back(connection)
+                    driver.autocommit = was_autocommit
 
     def is_closed(self, connection: Any) -> bool:
         try:
@@ -321,12 +325,18 @@ class PostgresDriver:
     def _begin(self, connection: Connection) -> Connection:
         """Begin a transaction in READ COMMITTED.
 
-        A connection of the application that is in autocommit stays in it, and BEGIN is explicit: SQLAlchemy turns
-        autocommit off, and does not turn on again what ``connect_args`` has turned on.
+        A connection of the application keeps its autocommit, where BEGIN is explicit, and :meth:`roll_back` restores
+        its isolation level: SQLAlchemy's option would leave its own default there.
         """
         driver: Any = connection.connection.driver_connection
-        if self._is_own or not driver.autocommit:
+        if self._is_own:
             connection = connection.execution_options(isolation_level="READ COMMITTED")
+            connection.begin()
+            return connection
+        if not driver.autocommit:
+            psycopg: Any = self.engine.dialect.dbapi
+            _Session.of(connection.connection.info).isolation_level = (driver.isolation_level,)
+            driver.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
             connection.begin()
             return connection
         connection.begin()
@@ -350,6 +360,10 @@ class PostgresDriver:
         driver: Any = connection.connection.driver_connection
         if not _is_idle(driver):
             driver.rollback()
+        session = _Session.of(connection.connection.info)
+        if session.isolation_level is not None:
+            (driver.isolation_level,) = session.isolation_level
+            session.isolation_level = None
 
     # Transactions of the application
 

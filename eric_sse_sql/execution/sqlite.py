@@ -237,9 +237,13 @@ class SqliteDriver:
         return self._retry is not None and compiled.writes
 
     def fetch_through_engine(self, compiled: Compiled, values: Any) -> Sequence[Row]:
-        with self.engine.begin() as connection:
+        with self.engine.connect() as connection:
+            self._check_not_shared(_driver(connection))
+            connection.begin()
             result = connection.exec_driver_sql(compiled.sql, values)
-            return result.fetchall() if result.returns_rows else ()
+            rows: Sequence[Row] = result.fetchall() if result.returns_rows else ()
+            connection.commit()
+            return rows
 
     def is_closed(self, connection: Any) -> bool:
         return False
@@ -258,8 +262,9 @@ class SqliteDriver:
     def begin(self) -> Connection:
         connection = self.engine.connect()
         try:
-            connection.begin()
             driver = _driver(connection)
+            self._check_not_shared(driver)
+            connection.begin()
             _check_factories(driver)
             if driver.in_transaction:  # begun by the application's engine, without the write lock
                 driver.execute("ROLLBACK")
@@ -275,6 +280,18 @@ class SqliteDriver:
             connection.close()
             raise
         return connection
+
+    def _check_not_shared(self, driver: sqlite3.Connection) -> None:
+        """
+        :raises RepositoryError: where a database in memory has one connection for a thread, and the application's
+            transaction is open on it: it would be committed or rolled back
+        """
+        is_shared = self._in_memory and not self._is_own
+        if is_shared and driver.in_transaction and not _has_standard_transactions(driver):
+            raise RepositoryError(
+                "a transaction of the application is open on the only connection of this thread to the database in "
+                "memory; end it, or go into it with Database.join()"
+            )
 
     def commit(self, connection: Connection) -> None:
         connection.commit()
@@ -331,12 +348,11 @@ class FairSingleConnectionPool(QueuePool):
         with self._lock:
             self._waiting.append(turn)
             self._waiting[0].set()
-        if not turn.wait(BUSY_SECONDS):
-            self._end_turn(turn)
-            raise TimeoutError(f"another thread has used the only connection for {BUSY_SECONDS} seconds")
         try:
+            if not turn.wait(BUSY_SECONDS):
+                raise TimeoutError(f"the only connection was in use for {BUSY_SECONDS} seconds")
             return super()._do_get()
-        except BaseException:
+        except BaseException:  # an interrupt of the wait, too
             self._end_turn(turn)
             raise
 

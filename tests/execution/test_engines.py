@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from eric_sse.exception import RepositoryError
 from eric_sse.message import Message
@@ -85,6 +87,59 @@ def test_an_engine_of_the_application_is_used_and_left_as_it_is(application_engi
     assert settings() == before
     with application_engine.connect() as connection:  # closing the Database does not close the engine
         assert connection.scalar(text("SELECT count(*) FROM kv_entries")) == 2
+
+
+@pytest.mark.parametrize("observed", [False, True])
+def test_the_isolation_level_of_a_connection_is_restored(migrated_postgres: URL, observed: bool) -> None:
+    engine = create_engine(migrated_postgres, pool_size=1, max_overflow=0)
+    level = psycopg.IsolationLevel.SERIALIZABLE
+    event.listen(engine, "connect", lambda connection, _: setattr(connection, "isolation_level", level))
+    if observed:
+        event.listen(engine, "before_cursor_execute", lambda *_: None)
+
+    def levels() -> set[str]:
+        with engine.connect() as connection:
+            return {connection.scalar(text("SHOW transaction_isolation"))}
+
+    database, seen = Database(engine), levels()
+    queue, storage = SqlQueue(database), SqlStorageEngine(database)
+    calls: list[Callable[[], object]] = [
+        lambda: queue.push(Message("m", 1)),
+        lambda: queue.push_many([Message("m", 2), Message("m", 3)]),
+        queue.pop,
+        lambda: storage.upsert("a", 1),
+        queue.clear,
+        lambda: storage.delete("a"),
+        database.check,
+    ]
+    for call in calls:
+        call()
+        seen |= levels()
+    with pytest.raises(ApplicationError), database.transaction():
+        storage.upsert("b", 1)
+        raise ApplicationError
+    assert seen | levels() == {"serializable"}
+    engine.dispose()
+
+
+def test_an_open_transaction_on_the_connection_of_a_thread_in_memory_is_not_ended() -> None:
+    engine = create_engine("sqlite://")
+    database = Database(engine)
+    database.upgrade()
+    queue = SqlQueue(database)
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TABLE orders (number INTEGER)"))
+    with engine.connect() as connection:
+        connection.execute(text("INSERT INTO orders VALUES (1)"))
+        for call in (lambda: len(queue), lambda: queue.push(Message("m")), lambda: queue.push_many([Message("m")] * 2)):
+            with pytest.raises(RepositoryError, match="a transaction of the application is open"):
+                call()
+        with database.join(connection):
+            queue.push(Message("m"))
+        connection.rollback()
+        assert connection.scalar(text("SELECT count(*) FROM orders")) == 0
+    assert len(queue) == 0
+    engine.dispose()
 
 
 def test_an_exhausted_pool_is_reported_as_one(tmp_path: Path) -> None:

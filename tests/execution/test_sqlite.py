@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sqlite3
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -70,3 +71,36 @@ def test_waiting_for_the_only_connection_of_a_database_in_memory_ends_with_an_er
             thread.submit(storage.upsert, "a", 1).result()
         thread.submit(storage.upsert, "a", 2).result()
         assert list(storage.fetch_all()) == [2]
+
+
+class Interrupted(BaseException):
+    """What a signal raises."""
+
+
+def test_an_interrupted_wait_leaves_the_only_connection_of_a_database_in_memory_usable() -> None:
+    def interrupt(*_: object) -> None:
+        raise Interrupted
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with Database("sqlite://") as database, ThreadPoolExecutor(1) as thread:
+            database.upgrade()
+            storage = SqlStorageEngine(database)
+            held, may_end = threading.Event(), threading.Event()
+
+            def hold() -> None:
+                with database.transaction():
+                    held.set()
+                    may_end.wait(10)
+
+            holding = thread.submit(hold)
+            held.wait(10)
+            signal.setitimer(signal.ITIMER_REAL, 0.2)
+            with pytest.raises(Interrupted):
+                storage.upsert("a", 1)
+            may_end.set()
+            holding.result()
+            storage.upsert("a", 2)
+            assert list(storage.fetch_all()) == [2]
+    finally:
+        signal.signal(signal.SIGALRM, before)
