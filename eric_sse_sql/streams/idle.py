@@ -48,7 +48,7 @@ class _Wait(NamedTuple):
     until: float  # when it ends even if no other process is watched
 
     def is_over(self) -> bool:
-        # One sweep early: the next one would be too late.
+        # It ends one sweep early, since the next sweep comes after ``until``.
         until = max(self.until, self.database.watcher.trusted_until) - SWEEP_SECONDS
         return not self.listener.is_running() or time.monotonic() > until
 

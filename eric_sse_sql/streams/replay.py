@@ -16,11 +16,13 @@ from eric_sse_sql.sql.messages import TakenMessage
 from eric_sse_sql.streams.source import BATCH, UnreadableMessage
 
 RESET = "reset"  # the type of the event that reports a gap
+GAP = "messages before this event are gone"  # its data: a browser drops an event without data
+MAX_DIGITS = 18  # of a position; Python refuses to read thousands of digits
 EXPIRIES = 10  # how often expired messages are deleted, in the time for which they are kept
 
 
 class _Item(NamedTuple):
-    """A delivered message; without a blob, the news that messages before it are gone."""
+    """A delivered message; without a blob, a gap marker: messages up to this position were deleted."""
 
     position: int
     blob: bytes | None
@@ -67,7 +69,7 @@ class Replay:
         return self._items.popleft() if self._items else None
 
     def decoded(self, item: _Item) -> MessageContract:
-        return Message(RESET) if item.blob is None else self.queue.decoded(item.blob)
+        return Message(RESET, GAP) if item.blob is None else self.queue.decoded(item.blob)
 
     def is_for_listener(self, item: _Item) -> bool:
         return item.blob is not None
@@ -94,7 +96,7 @@ class Replay:
         seen = self._last_event_id
         if seen is None:
             after = last - moved
-        elif seen.isascii() and seen.isdigit() and int(seen) <= last:
+        elif seen.isascii() and seen.isdigit() and len(seen) <= MAX_DIGITS and int(seen) <= last:
             after = int(seen)
             if after < last and not self._executor.run(events.AFTER, queue_id=self.queue.id, after=after, count=1):
                 after = last

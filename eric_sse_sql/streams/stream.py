@@ -16,6 +16,10 @@ from eric_sse_sql.streams.idle import pause, wait_for_change
 from eric_sse_sql.streams.source import MessageSource, UnreadableMessage
 
 ERROR = "error"  # the type of the event that reports an error
+# The data of error events: a browser drops an event without data.
+UNREADABLE = "a message can't be read"
+UNDELIVERABLE = "a message can't be delivered"
+UNAVAILABLE = "the database can't be queried now; the stream goes on when it can be"
 PAUSES = 0.1, 2.0  # seconds: the first and the longest pause before a failed query is repeated
 
 logger = logging.getLogger("eric_sse_sql")
@@ -49,7 +53,7 @@ async def stream(
                 except RepositoryError:
                     await _put_back(source, item)
                     is_more = True
-                    yield adapt(Message(ERROR), source.event_id(item))
+                    yield adapt(Message(ERROR, UNREADABLE), source.event_id(item))
                     await pause(PAUSES[1], listener)
                     continue
                 yield _event(message, source, item, listener, adapt)
@@ -66,14 +70,14 @@ async def stream(
                 if not isinstance(error, UnreadableMessage):
                     database.watcher.outage.begin(source, error)
                 if seconds == PAUSES[0]:
-                    yield adapt(Message(ERROR), None)
+                    yield adapt(Message(ERROR, UNAVAILABLE), None)
                 await pause(seconds, listener)
                 seconds = min(2 * seconds, PAUSES[1])
                 continue
             database.watcher.outage.end(source)
             seconds = PAUSES[0]
     finally:
-        database.watcher.outage.end(source)
+        database.watcher.outage.forget(source)
         if source.close():
             await _put_back(source)
 
@@ -96,4 +100,4 @@ def _event(
         return adapt(message, source.event_id(item))
     except Exception:
         logger.exception("a message can't be delivered to its listener")
-        return adapt(Message(ERROR), source.event_id(item))
+        return adapt(Message(ERROR, UNDELIVERABLE), source.event_id(item))

@@ -70,7 +70,7 @@ class NotifyThrottle:
             thread.join(5)
 
     def before_fork(self) -> None:
-        """Nothing is prepared: the child replaces the lock."""
+        """The lock is replaced in the child."""
 
     def after_fork_in_parent(self) -> None:
         """The parent's thread goes on."""

@@ -21,8 +21,13 @@ class Outage:
                 logger.warning("the database can't be queried, and is tried again: %s", type(error).__name__)
             self._failing.add(caller)
 
+    def forget(self, caller: object) -> None:
+        """A caller will not try again."""
+        with self._lock:
+            self._failing.discard(caller)
+
     def end(self, caller: object) -> None:
-        """A caller has succeeded, or will not try again."""
+        """A caller has succeeded."""
         with self._lock:
             if caller in self._failing:
                 self._failing.discard(caller)

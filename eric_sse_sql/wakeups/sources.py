@@ -52,7 +52,7 @@ class IntervalPoller:
         return True
 
     def close(self) -> None:
-        """There is no connection."""
+        """An ``IntervalPoller`` holds no connection, so closing does nothing."""
 
 
 class DataVersionPoller:

@@ -107,12 +107,14 @@ def test_expired_messages_cause_a_reset(feed: Feed, database: Database) -> None:
     assert payloads(feed.read(1, events[4]["id"])) == [5]  # it has seen all that is gone
 
 
-@pytest.mark.parametrize("unknown", ["", "x", "-1", "99", "1.5", "²"])
+@pytest.mark.parametrize("unknown", ["", "x", "-1", "99", "1.5", "²", "9" * 19, "9" * 5_000])
 def test_an_event_id_that_was_never_assigned_causes_a_reset(feed: Feed, unknown: str) -> None:
     feed.push(0, 1)
     feed.read(2)
     feed.push(2)
-    assert payloads(feed.read(2, unknown)) == ["reset", 2]
+    events = feed.read(2, unknown)
+    assert payloads(events) == ["reset", 2]
+    assert events[0]["data"]  # a browser drops an event without data
 
 
 def test_messages_are_kept_for_a_time_and_then_deleted(database: Database) -> None:

@@ -16,6 +16,7 @@ from sqlalchemy import URL, text
 
 from eric_sse_sql import BlockingSqlQueue, Database, SqlQueue
 from eric_sse_sql.contract import ERIC_SSE_2_0, make_connection, register
+from eric_sse_sql.streams.stream import UNAVAILABLE, UNDELIVERABLE, UNREADABLE
 from support.catalog import rename_table
 from support.forking import fork, forking
 from support.queues import drain
@@ -78,7 +79,7 @@ def test_a_listener_that_raises_causes_an_error_event_and_the_stream_continues(d
     channel, listener, queue = connected(database)
     queue.push_many(Message("n", payload) for payload in (1, "fail", 2))
     found = run(lambda: events(channel, listener, 3))
-    assert [(event["event"], event["data"]) for event in found] == [("n", 1), ("error", None), ("n", 2)]
+    assert [(event["event"], event["data"]) for event in found] == [("n", 1), ("error", UNDELIVERABLE), ("n", 2)]
 
 
 def test_an_unreadable_message_causes_an_error_event_and_stays(database: Database) -> None:
@@ -89,7 +90,7 @@ def test_an_unreadable_message_causes_an_error_event_and_stays(database: Databas
         good = connection.scalar(text("SELECT message FROM sse_messages ORDER BY id LIMIT 1 OFFSET 1"))
         connection.execute(damage, {"blob": b"damaged"})
     found = run(lambda: events(channel, listener, 2))
-    assert [(event["event"], event["data"]) for event in found] == [("n", 0), ("error", None)]
+    assert [(event["event"], event["data"]) for event in found] == [("n", 0), ("error", UNREADABLE)]
     with database.engine.begin() as connection:
         connection.execute(
             text("UPDATE sse_messages SET message = :blob WHERE id = (SELECT min(id) FROM sse_messages)"),
@@ -120,7 +121,12 @@ def test_a_stream_continues_once_an_unreadable_message_is_repaired(database: Dat
         return found
 
     found = run(main)
-    assert [(event["event"], event["data"]) for event in found] == [("error", None), ("n", 0), ("n", 1), ("n", 2)]
+    assert [(event["event"], event["data"]) for event in found] == [
+        ("error", UNREADABLE),
+        ("n", 0),
+        ("n", 1),
+        ("n", 2),
+    ]
 
 
 def test_the_event_loop_runs_while_the_database_is_locked(shared_url: URL) -> None:
@@ -185,7 +191,9 @@ def test_an_outage_of_many_streams_is_logged_once_when_it_begins_and_once_when_i
         return await asyncio.gather(*tasks)
 
     found = run(main)
-    assert [[(event["event"], event["data"]) for event in each] for each in found] == [[("error", None), ("n", 7)]] * 5
+    assert [[(event["event"], event["data"]) for event in each] for each in found] == [
+        [("error", UNAVAILABLE), ("n", 7)]
+    ] * 5
     database.watcher.close()  # which may be failing still
     database.watcher.outage.end(database.watcher)
     first, last = caplog.messages
@@ -203,7 +211,7 @@ def test_an_outage_causes_one_error_event_and_the_stream_continues_after_it(data
         await asyncio.to_thread(queue.push, Message("n", 7))
         return await task
 
-    assert [(event["event"], event["data"]) for event in run(main)] == [("error", None), ("n", 7)]
+    assert [(event["event"], event["data"]) for event in run(main)] == [("error", UNAVAILABLE), ("n", 7)]
 
 
 def test_a_stream_continues_when_the_server_has_closed_every_connection(migrated_postgres: URL) -> None:

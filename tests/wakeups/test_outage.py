@@ -70,3 +70,15 @@ def test_an_outage_is_logged_once_when_it_begins_and_once_when_it_ends(
         connection.execute(text("ALTER TABLE elsewhere RENAME TO sse_messages"))
     until(lambda: len(caplog.records) == 2)
     assert "can't be queried" in caplog.messages[0] and "again" in caplog.messages[1]
+
+
+def test_a_caller_that_gives_up_is_not_logged_as_the_end_of_an_outage(
+    worker: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, "eric_sse_sql")
+    outage = worker.watcher.outage
+    outage.begin("a stream", ConnectionError())
+    outage.forget("a stream")
+    assert [record.getMessage() for record in caplog.records] == [
+        "the database can't be queried, and is tried again: ConnectionError"
+    ]
