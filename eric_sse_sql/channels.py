@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Any, cast
 
@@ -75,7 +75,8 @@ class SqlSSEChannel(SSEChannel):
 
         While there is no message, the stream runs no query: it wakes up when any process has pushed one. No query runs
         on the event loop. A backlog is fetched up to a hundred messages at once; those that were not delivered when the
-        stream ends go back to their places. A process that is killed loses what it has fetched.
+        stream ends go back to their places. A process that is killed, or a database that can't be reached for 10
+        seconds while the stream ends, loses what was fetched. A queue of another class is streamed as eric-sse does.
 
         With ``replay_seconds``, it loses none: each event has an ``id``, and a stream that is given the last one that
         the browser has seen goes on after it, first with the messages that were delivered meanwhile. Where some of them
@@ -94,8 +95,9 @@ class SqlSSEChannel(SSEChannel):
         self.get_listener(listener.id)
         queue = self._get_queue(listener.id)
         if not (isinstance(queue, SqlQueue) and type(queue).pop in (SqlQueue.pop, BlockingSqlQueue.pop)):
-            async for event in super().message_stream(listener):
-                yield event
+            async with aclosing(cast(AsyncGenerator[Any, None], super().message_stream(listener))) as others:
+                async for event in others:
+                    yield event
             return
         replays = self.replay_seconds
         source: MessageSource = Replay(queue, replays, last_event_id) if replays else PrefetchBuffer(queue)

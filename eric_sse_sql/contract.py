@@ -1,7 +1,8 @@
 """The interfaces of eric-sse that this package implements, under the same names on eric-sse 2.0 and 2.1.
 
 eric-sse 2.0 defines the persistence interfaces itself; this module re-exports them. eric-sse 2.1 removed them, so this
-module defines them there as the documentation of 2.0 describes them. No other module checks the installed release.
+module defines them there as the documentation of 2.0 describes them. Only this module and the package's ``__init__``
+check the installed release.
 """
 
 from __future__ import annotations

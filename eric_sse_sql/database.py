@@ -39,10 +39,12 @@ class Database(PersistentReference):
     Threads may share it. A forked child gets fresh connections where the engine was made here; an application that
     forks with an engine of its own disposes of it in the child, as SQLAlchemy asks
     (https://docs.sqlalchemy.org/en/20/core/pooling.html#using-connection-pools-with-multiprocessing-or-os-fork).
-    On SQLite, do not fork inside a transaction (https://www.sqlite.org/howtocorrupt.html, 2.6).
+    Do not fork inside a transaction: a child that leaves the block ends the parent's, and on SQLite it can corrupt the
+    file (https://www.sqlite.org/howtocorrupt.html, 2.6).
 
-    Each call is one transaction: READ COMMITTED on Postgres and BEGIN IMMEDIATE on SQLite, whatever the default of the
-    engine, the database or the role is. No table is made before :meth:`upgrade`.
+    Each call is atomic: a single statement in autocommit, several in one transaction, with BEGIN IMMEDIATE on SQLite.
+    On Postgres all run in READ COMMITTED, whatever the default of the engine, the database or the role is. No table is
+    made before :meth:`upgrade`.
 
     While nothing observes the engine, a single statement goes to the driver's own cursor. As soon as the engine has an
     event listener, is echoed or logged at INFO, every statement goes through SQLAlchemy.
@@ -180,11 +182,10 @@ class Database(PersistentReference):
     # Housekeeping
 
     def prune(self, older_than: timedelta) -> int:
-        """Delete messages of queues that no connection has and that are not stored: those pushed to a queue that was
-        never persisted, or is deleted. Three statements; they read whole tables.
+        """Delete messages of queues that no connection has and that ``QueueRepository`` has not stored: those pushed to
+        a queue that was never persisted, or is deleted. Three statements; they read whole tables.
 
-        Messages of a queue that the application uses by itself, without any connection, are among them, unless
-        ``QueueRepository`` has stored the queue.
+        Messages of a queue that the application uses by itself, without any connection, are among them.
 
         :param older_than: the age, on the clock of the database, below which a message stays: connections may be
             persisted after the first message. At most 365,000 days
@@ -223,8 +224,10 @@ class Database(PersistentReference):
         self.close()
 
     def is_same(self, other: PersistentReference) -> bool:
-        """Whether another ``Database`` leads to the same database, as far as its URL tells."""
-        return isinstance(other, Database) and are_same_database(self.engine, other.engine)
+        """Whether another ``Database`` leads to the same tables, as far as the two URLs and schemas tell."""
+        if not isinstance(other, Database) or not are_same_database(self.engine, other.engine):
+            return False
+        return self.schema == other.schema or None in (self.schema, other.schema)
 
     def __repr__(self) -> str:
         return f"Database({self.engine.url!r})"  # SQLAlchemy hides the password

@@ -103,7 +103,7 @@ class SqlQueue(PersistableQueue):
     def is_known_empty(self) -> bool:
         """Whether the next :meth:`pop` would raise ``NoMessagesException`` without a statement.
 
-        Only where the messages of other processes are noticed; and not in a transaction, whose messages are not.
+        False while the watcher does not run, and inside a transaction.
         """
         return (
             self._empty_version == self.watch.version
@@ -136,7 +136,7 @@ class SqlQueue(PersistableQueue):
     def pop(self) -> MessageContract:
         """Remove the first message and return it. One statement; none where the queue is known to be empty.
 
-        :raises NoMessagesException: when there is none that another consumer is not taking
+        :raises NoMessagesException: when the queue is empty, or every message is leased or being taken
         :raises RepositoryError: when it can't be read; then it goes back to its place
         """
         with repository_errors("the message can't be popped"):
@@ -179,7 +179,7 @@ class SqlQueue(PersistableQueue):
         and the acknowledgement.
 
         :param lease: how long the block may take, in seconds: more than 0, at most a year
-        :raises NoMessagesException: when there is none that another consumer has not taken
+        :raises NoMessagesException: when the queue is empty, or every message is leased or being taken
         :raises RepositoryError: when it can't be read, and is back in the queue; or when the lease had expired before
             the block ended: then the message is not acknowledged, and another consumer may have it
         """
@@ -250,7 +250,8 @@ class SqlQueue(PersistableQueue):
             if not self._database.executor.run(messages.ACKNOWLEDGE, **held):
                 raise RepositoryError(
                     f"the lease of {lease:g} seconds had expired before the message was acknowledged, so that it is "
-                    "delivered once more; ask for a longer lease"
+                    "delivered once more, or it was rolled back with its transaction, or the queue was cleared; if it "
+                    "has expired, ask for a longer lease"
                 )
 
     def _row(self, message: MessageContract) -> dict[str, Any]:

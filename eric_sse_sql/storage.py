@@ -111,7 +111,8 @@ def keyset_pages(
 
     :param first: begins at ``start``; ``following`` begins after it. Their rows have the key first, the blob last
     :param count: how many rows the first page has
-    :param most: how many a later page has at most; fewer, where so many would exceed :data:`PAGE_BYTES`
+    :param most: how many a later page has at most; fewer, if they would exceed :data:`PAGE_BYTES` at the average size
+        of the page before. The first page has no limit in bytes
     """
     statement = first
     while True:

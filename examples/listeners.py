@@ -12,7 +12,7 @@ from eric_sse_sql.contract import ObjectAsKeyValuePersistenceMixin
 
 
 class Reader(MessageQueueListener):
-    """Keeps what it was told. Pickle takes it as it is."""
+    """Stores the payloads that it received; pickled without help."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -24,7 +24,7 @@ class Reader(MessageQueueListener):
 
 
 class Translator(Reader, ObjectAsKeyValuePersistenceMixin):
-    """Holds a function, which pickle refuses: it says itself what to store, and how to set it up again."""
+    """Holds a function, which pickle refuses; the mixin's methods name what to store, and set it up again."""
 
     def __init__(self, name: str, language: str) -> None:
         super().__init__(name)

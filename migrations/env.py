@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from alembic import context
@@ -49,12 +49,9 @@ def url() -> URL:
     )
     if not found:
         raise CommandError("Which database? Set ERIC_SSE_SQL_URL, or give -x url=... before the command.")
-    try:
+    with suppress(ArgumentError):  # whose text may be the whole URL, and its password
         return make_url(found)
-    except ArgumentError as error:  # whose text may be the whole URL, and its password
-        raise CommandError(
-            "The URL can't be read; write postgresql://user:password@host/name, or sqlite:///file."
-        ) from error
+    raise CommandError("The URL can't be read; write postgresql+psycopg://user:password@host/name, or sqlite:///file.")
 
 
 def include_name(name: str | None, type_: str, parent_names: object) -> bool:

@@ -902,7 +902,7 @@ def test_a_server_that_is_no_postgres_says_so() -> None:
     ),
     ("28P01", "28P01", "the server refuses this user or password"),
     ("3D000", "3D000", "the server has no database of this name"),
-    ("40001", "40001", "the transaction conflicts with another one and was rolled back; run it again"),
+    ("40001", "40001", "the transaction conflicts with another one; roll it back and run it again"),
     ("40P01", "40P01", "run it again"),
     ("42501", "42501", "this role lacks a right"),
     ("42P05", "42P05", "a prepared statement is not there"),
@@ -1044,7 +1044,7 @@ IMPORTS = {
     ("no libpq", "no libpq", 'psycopg finds no libpq; run `pip install "psycopg[binary]"`, which brings one'),
     ("another implementation", "another implementation", 'psycopg finds no libpq; run `pip install "psycopg[binary]"`'),
 )
-def test_what_psycopg_needs_is_said(tried: str, advice: str) -> None:
+def test_what_psycopg_needs_is_said(tried: str, advice: str, tmp_path: Path) -> None:
     program = f"""
 import ctypes.util, importlib.abc, os, sys, textwrap
 exec(textwrap.dedent({IMPORTS[tried]!r}))
@@ -1058,7 +1058,8 @@ for url in ("postgresql://host/db", "postgres://host/db", "postgresql+psycopg2:/
         print(error)
 """
     environment = {name: value for name, value in os.environ.items() if name != "PSYCOPG_IMPL"}
-    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment)
+    command = [sys.executable, "-c", program]  # not in the checkout, whose package would hide the installed one
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True, env=environment)
     first, second, third = run.stdout.splitlines()
     assert advice in first and advice in second
     assert f"postgresql+psycopg2 {PSYCOPG_3}" in third

@@ -447,6 +447,13 @@ def test_a_queue_of_another_database_is_not_stored_as_one_of_this(database: Data
     assert table_counts(database)["kv_entries"] == 0
 
 
+def test_a_queue_of_another_schema_refers_to_another_database() -> None:
+    url = "postgresql+psycopg://127.0.0.1:1/shop"
+    one, other, anywhere = Database(url, schema="a"), Database(url, schema="b"), Database(url)
+    assert not one.is_same(other)
+    assert one.is_same(Database(url, schema="a")) and one.is_same(anywhere) and anywhere.is_same(one)
+
+
 # Signatures
 
 

@@ -22,7 +22,7 @@ class TakenMessage(NamedTuple):
     message_type: str
     message: bytes
     id: int
-    created_at: datetime
+    created_at: datetime | str  # as the driver returns it: text on SQLite
     delivery_count: int
 
 

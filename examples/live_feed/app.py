@@ -12,8 +12,8 @@ Each page has a listener of its own, which it keeps through reloads, and names t
 connects again, to whichever worker: it then gets what it has missed. A page that is gone for longer than
 ``REPLAY_SECONDS`` may be told that something is missing.
 
-A page that is closed leaves its listener, and what is broadcast waits for it. An application deletes the connections of
-those who will not come back: ``repository.connections_repository.delete(...)``.
+A page that is closed leaves its listener, and broadcasts wait for it. An application deletes connections that are no
+longer used: ``repository.connections_repository.delete(...)``.
 """
 
 from __future__ import annotations
