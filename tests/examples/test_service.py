@@ -291,7 +291,8 @@ def test_a_worker_makes_the_tables_and_serves_again_after_an_outage(
         with worker.stream(unread), engine.begin() as connection:
             for table in ("sse_channels", "sse_messages"):
                 connection.execute(text(f"ALTER TABLE {table} RENAME TO {table}_elsewhere"))
-        assert next(stream) == ("error", None)
+        kind, data = next(stream)
+        assert kind == "error" and data
         failed = 503, "the database failed; try again later"
         assert worker.refusal("GET", "/channels") == failed
         assert worker.refusal("PUT", "/create", channel_id="sports") == failed
