@@ -125,7 +125,7 @@ class PickleCodec:
         try:
             content = message_blob.content_of(value)
             pickler.dump(value if content is None else content)
-        except RepositoryError:
+        except (RepositoryError, MemoryError):
             raise
         except Exception as error:  # any exception of the object's own code, eric-sse's included
             raise RepositoryError(
@@ -157,7 +157,7 @@ class PickleCodec:
             if self._signing_keys or blob.startswith(SIGNATURE_MARK):
                 blob = self._verify(blob, context)
             return _unpickle(blob, self.allow_list, reference)
-        except RepositoryError:
+        except (RepositoryError, MemoryError):
             raise
         except Exception as error:  # eric-sse's included: NoMessagesException in a constructor is not an empty queue
             raise RepositoryError(

@@ -52,6 +52,10 @@ _PROXY = (
     "notify=False), or give the engine connect_args={'prepare_threshold': None}"
 )
 _LOCKED = "another writer holds the SQLite database; end its transaction, or raise the busy timeout"
+_OUTDATED_READ = (
+    "the transaction read before its first write, and another connection has written since; roll it back and run it "
+    "again, or begin it with BEGIN IMMEDIATE"
+)
 _NO_SQLITE_FILE = (
     "the SQLite file can't be opened; check the path of the URL, with four slashes before an absolute one, that its "
     "folder exists, and the rights on both"
@@ -89,6 +93,7 @@ _SQLSTATE_ADVICE = {
     "57014": _TIMEOUT,
     "57P": _UNREACHABLE,  # shutdown, or an idle session's timeout
 }
+_SQLITE_BUSY_SNAPSHOT = 517  # an extended result code of SQLITE_BUSY
 # By SQLite's primary result code and a part of its message. Before Python 3.11 an exception has the message only.
 _SQLITE_ADVICE = {
     (1, "no such table"): _MISSING_TABLES,  # SQLITE_ERROR, the code of every fault of a statement
@@ -176,6 +181,8 @@ def _sqlstate_advice(sqlstate: str) -> str | None:
 
 def _sqlite_advice(error: sqlite3.Error) -> str | None:
     message, extended_code = str(error), getattr(error, "sqlite_errorcode", None)
+    if extended_code == _SQLITE_BUSY_SNAPSHOT:
+        return _OUTDATED_READ
     for (code, part), advice in _SQLITE_ADVICE.items():
         if part in message and (extended_code is None or extended_code & 0xFF == code):
             return advice

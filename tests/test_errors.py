@@ -54,6 +54,16 @@ def test_a_locked_sqlite_database_is_named_as_locked(sqlite: sqlite3.Connection,
         assert "another writer holds the SQLite database" in advice(sqlite, "BEGIN IMMEDIATE")
 
 
+@pytest.mark.skipif(not hasattr(sqlite3, "SQLITE_BUSY"), reason="before Python 3.11 errors of SQLite have no code")
+def test_a_write_after_a_read_that_is_out_of_date_is_named_as_one(sqlite: sqlite3.Connection, tmp_path: Path) -> None:
+    sqlite.execute("PRAGMA journal_mode = WAL")
+    sqlite.execute("BEGIN")
+    sqlite.execute("SELECT id FROM present").fetchall()
+    with closing(sqlite3.connect(tmp_path / "test.db", isolation_level=None)) as writer:
+        writer.execute("INSERT INTO present VALUES (1)")
+    assert "another connection has written since" in advice(sqlite, "INSERT INTO present VALUES (2)")
+
+
 def test_a_table_locked_by_a_reader_of_the_same_cache_is_named_as_locked() -> None:
     shared = "file:shared_by_a_test?mode=memory&cache=shared"
     with closing(sqlite3.connect(shared, uri=True, isolation_level=None)) as reader:

@@ -31,13 +31,23 @@ class Dialect(Protocol):
     def unnest(self, name: str) -> Construct:
         """A SELECT of the values of the bound list, in their order."""
 
+    def pairs(self, name: str) -> Any:
+        """A subquery of the names and whole numbers in the bound JSON object: its columns ``id`` and ``number``."""
+
     def list_value(self, values: Sequence[str]) -> Any:
         """The value to bind for such a list."""
 
-    def ordered_range(self, group: Any, number: Any, name: str) -> tuple[Construct, tuple[Any, ...]]:
-        """The condition that selects the rows of the bound group, and the columns that order them by number.
+    def ordered_range(self, group: Any, number: Any, value: Any) -> tuple[Construct, tuple[Any, ...]]:
+        """The condition that selects the rows of a group, and the columns that order them by number.
 
         Both are written so that Postgres reads them from the index over (group, number), in order.
+        """
+
+    def first_of_each(self, rows: Any, key: Any) -> tuple[Any, Construct]:
+        """What to join, and on which condition, to get the first rows of a SELECT for each row that it refers to.
+
+        :param rows: the SELECT, with an order and a limit; the key is its first column
+        :param key: the key of the rows, as a column of their model
         """
 
     def lookup_join(self, key: Any, value: Any, *columns: Any) -> tuple[Any, Construct]:
@@ -52,8 +62,14 @@ class Dialect(Protocol):
     def looked_up_rows(self, key: Any, keys: Any) -> Any:
         """The condition that a row of a DELETE has one of the keys of a small SELECT, by a lookup for each key."""
 
+    def looked_up_pairs(self, key: Any, pairs: Any) -> Any:
+        """The condition that joins a row of an UPDATE to a row of its small FROM, by a lookup for each of these."""
+
     def with_notification(self, change: Any) -> Construct:
         """The same change, with a notification of the channel bound as ``notify_channel``, on Postgres."""
+
+    def with_notification_for_each(self, change: Any) -> Construct:
+        """The same change, with its rows, and a notification for each of them, on Postgres."""
 
     def advisory_lock(self, name: str) -> Construct:
         """A SELECT that takes the lock of the bound text until the transaction ends. On SQLite, the transaction that
@@ -61,6 +77,29 @@ class Dialect(Protocol):
 
     def now(self, shift: str | None = None) -> Construct:
         """The clock of the database at the start of the statement, shifted by the bound number of seconds."""
+
+    def seconds_ago(self, seconds: Any) -> Construct:
+        """The clock of the database at the start of the statement, less a number of seconds in a column."""
+
+    def token(self, moment: Any) -> Construct:
+        """A moment as text: the same from every session, and precise enough to tell two rows apart."""
+
+    def append(
+        self, row: Any, counter: Any, bound: Mapping[str, str], condition: Construct, returned: Construct
+    ) -> Any:
+        """A statement that appends a row to a group, numbers it by the group's counter, and returns its number.
+
+        Numbers are given in the order of the commits: the counter's row is locked until the transaction ends.
+
+        :param row: the model of the rows; the first column of ``bound`` is the group, ``position`` the number
+        :param counter: the model of the counters, with ``last_position``, by group
+        :param bound: the name of the parameter that holds the value of each column
+        :param condition: under which the row is appended
+        :param returned: what is returned beside the number
+        """
+
+    def greatest(self, *values: Construct) -> Construct:
+        """The greatest of some values."""
 
     def seconds_value(self, seconds: float) -> Any:
         """The value to bind for such a shift."""

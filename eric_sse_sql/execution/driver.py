@@ -72,6 +72,9 @@ class Driver(Protocol):
     def is_broken(self, error: BaseException, connection: Any) -> bool:
         """Whether a driver's connection can't be used any more, after an error."""
 
+    def is_null_refused(self, error: BaseException) -> bool:
+        """Whether a driver's error says that a column takes no NULL."""
+
     def detached_connection(self) -> Any:
         """A new driver's connection with the settings of the engine, which does not return to its pool."""
 

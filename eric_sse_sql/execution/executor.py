@@ -12,7 +12,7 @@ from eric_sse_sql.execution import fork
 from eric_sse_sql.execution.driver import Driver
 from eric_sse_sql.execution.engines import is_observed
 from eric_sse_sql.execution.pinned import PinnedConnections
-from eric_sse_sql.execution.statement import Compiled, Row, Statement
+from eric_sse_sql.execution.statement import Compiled, Row, Statement, fetch_rows
 from eric_sse_sql.execution.transactions import Transactions
 
 
@@ -99,6 +99,11 @@ class Executor:
         """Return pinned connections to the pool."""
         self._pinned.release()
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether statements outside of a transaction raise."""
+        return self._is_closed
+
     def check_open(self) -> None:
         """Do nothing, unless the executor is closed.
 
@@ -136,7 +141,6 @@ class Executor:
         if not self.driver.needs_transaction(compiled):
             return self.driver.fetch_through_engine(compiled, values)
         with self.transactions.begun() as connection:
-            result = connection.exec_driver_sql(compiled.sql, values)
-            rows: Sequence[Row] = result.fetchall() if result.returns_rows else ()
+            rows = fetch_rows(connection, compiled, values)
             self.driver.commit(connection)
             return rows

@@ -11,7 +11,9 @@ from typing import Any, cast
 from eric_sse.exception import RepositoryError
 from sqlalchemy import (
     ARRAY,
+    JSON,
     URL,
+    BigInteger,
     Boolean,
     Connection,
     Engine,
@@ -21,6 +23,7 @@ from sqlalchemy import (
     and_,
     any_,
     bindparam,
+    column,
     create_engine,
     func,
     literal_column,
@@ -29,13 +32,16 @@ from sqlalchemy import (
     true,
     tuple_,
 )
+from sqlalchemy import (
+    cast as cast_to,
+)
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import aliased
 
 from eric_sse_sql.execution.dialect import Construct, Dialect
 from eric_sse_sql.execution.driver import CommitSignal, DriverConnection
-from eric_sse_sql.execution.statement import Compiled, Row, notification
+from eric_sse_sql.execution.statement import Compiled, Row, fetch_rows, notification
 
 ADVISORY_CLASS = 0x65726963  # the first key of every advisory lock: any number, the same in every process
 PINNED_CONNECTIONS = 2  # one for the calling thread, and one for a background thread that runs at the same time
@@ -105,13 +111,25 @@ class PostgresDialect:
         return select(func.unnest(bindparam(name, type_=ARRAY(Text))))
 
     @staticmethod
+    def pairs(name: str) -> Any:
+        pair = func.json_each_text(cast_to(bindparam(name, type_=Text), JSON)).table_valued(
+            column("key", Text), column("value", Text)
+        )
+        key = pair.c.key.collate("C").label("id")
+        return select(key, cast_to(pair.c.value, BigInteger).label("number")).subquery("pairs")
+
+    @staticmethod
     def list_value(values: Sequence[str]) -> list[str]:
         return list(values)
 
     @staticmethod
-    def ordered_range(group: Any, number: Any, name: str) -> tuple[Construct, tuple[Any, ...]]:
+    def first_of_each(rows: Any, key: Any) -> tuple[Any, Construct]:
+        return rows.lateral("first"), true()
+
+    @staticmethod
+    def ordered_range(group: Any, number: Any, value: Any) -> tuple[Construct, tuple[Any, ...]]:
         # A row-value range. With "=", the planner may walk the index of the numbers, through the rows of all groups.
-        row, value = tuple_(group, number), bindparam(name, type_=group.type)
+        row = tuple_(group, number)
         first, last = (tuple_(value, literal_column(at)) for at in ("0", str(2**63 - 1)))
         return and_(row >= first, row <= last), (group, number)
 
@@ -130,6 +148,8 @@ class PostgresDialect:
     def looked_up_rows(cls, key: Any, keys: Any) -> Any:
         found = keys.c[key.key]
         return and_(key == found, cls._few_rows(found), cls._custom_plan())
+
+    looked_up_pairs = looked_up_rows
 
     @staticmethod
     def _few_rows(column: Any) -> Construct:
@@ -151,6 +171,13 @@ class PostgresDialect:
         return select(notification()).add_cte(change.cte("change"))
 
     @staticmethod
+    def with_notification_for_each(change: Any) -> Construct:
+        if change.is_select:
+            return change.add_columns(notification())
+        changed = change.cte("change")
+        return select(changed, notification())
+
+    @staticmethod
     def advisory_lock(name: str) -> Construct:
         text = func.hashtext(bindparam(name, type_=Text))
         return select(func.pg_advisory_xact_lock(literal_column(str(ADVISORY_CLASS)), text))
@@ -161,6 +188,45 @@ class PostgresDialect:
         return now + bindparam(shift, type_=Float) * literal_column("interval '1 second'") if shift else now
 
     @staticmethod
+    def seconds_ago(seconds: Any) -> Construct:
+        return func.statement_timestamp() - seconds * literal_column("interval '1 second'")
+
+    @staticmethod
+    def token(moment: Any) -> Construct:
+        return func.to_char(func.timezone(literal_column("'UTC'"), moment), literal_column("'YYYYMMDDHH24MISSUS'"))
+
+    @staticmethod
+    def append(row: Any, counter: Any, bound: Mapping[str, str], condition: Construct, returned: Construct) -> Any:
+        group, *_ = bound
+        values = {column: bindparam(name, type_=getattr(row, column).type) for column, name in bound.items()}
+        moment: Construct = func.clock_timestamp()
+        one: Construct = literal_column("1")
+        first: dict[str, Construct] = {
+            group: values[group],
+            "epoch": func.md5(cast_to(func.random(), Text) + cast_to(moment, Text)),
+            "last_position": one,
+            "first_position": one,
+            "last_event_at": moment,
+            "replay_seconds": literal_column("86400"),
+        }
+        insert = postgresql.insert(counter).from_select(
+            list(first), select(*(value.label(name) for name, value in first.items())).where(condition)
+        )
+        counted = insert.on_conflict_do_update(
+            index_elements=[group],
+            set_={"last_position": counter.last_position + one, "last_event_at": insert.excluded.last_event_at},
+        )
+        log = counted.returning(counter.last_position, counter.last_event_at).cte("log")
+        appended = select(*values.values(), log.c.last_position, log.c.last_event_at)
+        insert = postgresql.insert(row).from_select([*bound, "position", "created_at"], appended)
+        event = insert.returning(row.position, returned.label("returned")).cte("event")
+        return select(event.c.position, event.c.returned).add_cte(log)
+
+    @staticmethod
+    def greatest(*values: Construct) -> Construct:
+        return func.greatest(*values)
+
+    @staticmethod
     def seconds_value(seconds: float) -> float:
         return seconds
 
@@ -169,14 +235,12 @@ class _Session:
     """What is known of the session behind one connection. Kept in the pool's record of the connection."""
 
     KEY = "eric_sse_sql.session"
-    __slots__ = ("cursor", "is_read_committed", "isolation_level", "plans_expire")
+    __slots__ = ("_changed", "cursor", "is_read_committed", "plans_expire")
 
     def __init__(self) -> None:
         self.is_read_committed: bool | None = None  # the default isolation level, once it was asked for
         self.plans_expire = time.monotonic() + PLAN_SECONDS
-        self.isolation_level: tuple[Any] | None = (
-            None  # to be restored after a transaction: one value, which may be None
-        )
+        self._changed: list[tuple[str, Any]] = []  # settings of the connection with the values that they had
         self.cursor: Any = None  # kept, since making a cursor is a third of a statement's cost to the client
 
     @classmethod
@@ -188,14 +252,30 @@ class _Session:
         return session
 
     @classmethod
-    def in_autocommit(cls, pooled: PoolProxiedConnection) -> _Session:
-        """The same, with the default isolation level."""
-        session = cls.of(pooled.info)
+    def enter_autocommit(cls, pooled: PoolProxiedConnection) -> _Session:
+        """The same, with the default isolation level; the connection is in autocommit until :meth:`restore`."""
+        session, driver = cls.of(pooled.info), cast(Any, pooled.driver_connection)
+        session.change(driver, "autocommit", True)
         if session.is_read_committed is None:
-            driver: Any = pooled.driver_connection
             (level,) = driver.execute("SELECT current_setting('default_transaction_isolation')").fetchone()
             session.is_read_committed = level == READ_COMMITTED
         return session
+
+    def change(self, driver: Any, setting: str, value: Any) -> None:
+        """Change a setting of the idle connection until :meth:`restore`.
+
+        SQLAlchemy's option would restore the engine's default, not the value that the application has set.
+        """
+        before = getattr(driver, setting)
+        if before != value:
+            self._changed.append((setting, before))
+            setattr(driver, setting, value)
+
+    def restore(self, driver: Any) -> None:
+        """Give the idle connection the settings that it had."""
+        while self._changed:
+            setattr(driver, *self._changed[-1])
+            self._changed.pop()
 
     def expire_plans(self) -> bool:
         """True once in ``PLAN_SECONDS``: the plans of the session are to be discarded now."""
@@ -240,15 +320,11 @@ class PostgresDriver:
         driver = connection.driver
         if not (_is_idle(driver) and self._has_plain_cursors(driver)):
             return False
-        if not driver.autocommit:
-            driver.autocommit = True
-            connection.restore = False
-        connection.session = _Session.in_autocommit(connection.pooled)
+        connection.session = _Session.enter_autocommit(connection.pooled)
         return True
 
     def leave_autocommit(self, connection: DriverConnection) -> None:
-        if connection.restore is not None:
-            connection.driver.autocommit = connection.restore
+        connection.session.restore(connection.driver)
 
     def fetch(self, connection: DriverConnection, compiled: Compiled, values: Any) -> Sequence[Row]:
         session = connection.session
@@ -268,24 +344,18 @@ class PostgresDriver:
 
     def fetch_through_engine(self, compiled: Compiled, values: Any) -> Sequence[Row]:
         with self.engine.connect() as connection:
-            driver: Any = connection.connection.driver_connection
-            # Not by SQLAlchemy's option, after which it gives the pool its own default back, not what was there.
-            was_autocommit, driver.autocommit = driver.autocommit, True
             try:
-                session = _Session.in_autocommit(connection.connection)
+                session = _Session.enter_autocommit(connection.connection)
                 self._discard_old_plans(connection.connection)
                 if session.is_read_committed:
                     connection.begin()
                 else:
                     connection = self._begin(connection)
-                result = connection.exec_driver_sql(compiled.sql, values)
-                rows: Sequence[Row] = result.fetchall() if result.returns_rows else ()
+                rows = fetch_rows(connection, compiled, values)
                 connection.commit()
                 return rows
             finally:
-                if not connection.invalidated:
-                    self.roll_back(connection)
-                    driver.autocommit = was_autocommit
+                self._restore(connection)
 
     def is_closed(self, connection: Any) -> bool:
         try:
@@ -298,6 +368,9 @@ class PostgresDriver:
     def is_broken(self, error: BaseException, connection: Any) -> bool:
         # After an interrupt, the statement may be executing still.
         return not isinstance(error, Exception) or self.engine.dialect.is_disconnect(cast(Any, error), connection, None)
+
+    def is_null_refused(self, error: BaseException) -> bool:
+        return getattr(error, "sqlstate", None) == "23502"
 
     def detached_connection(self) -> Any:
         while True:  # each connection of the pool at most once
@@ -318,16 +391,13 @@ class PostgresDriver:
             connection = self._begin(connection)
             self._discard_old_plans(connection.connection)
         except BaseException:
-            connection.close()
+            with connection:
+                self._restore(connection)
             raise
         return connection
 
     def _begin(self, connection: Connection) -> Connection:
-        """Begin a transaction in READ COMMITTED.
-
-        A connection of the application keeps its autocommit, where BEGIN is explicit, and :meth:`roll_back` restores
-        its isolation level: SQLAlchemy's option would leave its own default there.
-        """
+        """Begin a transaction in READ COMMITTED. A connection of the application that is in autocommit stays in it."""
         driver: Any = connection.connection.driver_connection
         if self._is_own:
             connection = connection.execution_options(isolation_level="READ COMMITTED")
@@ -335,8 +405,8 @@ class PostgresDriver:
             return connection
         if not driver.autocommit:
             psycopg: Any = self.engine.dialect.dbapi
-            _Session.of(connection.connection.info).isolation_level = (driver.isolation_level,)
-            driver.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
+            level = psycopg.IsolationLevel.READ_COMMITTED
+            _Session.of(connection.connection.info).change(driver, "isolation_level", level)
             connection.begin()
             return connection
         connection.begin()
@@ -360,10 +430,15 @@ class PostgresDriver:
         driver: Any = connection.connection.driver_connection
         if not _is_idle(driver):
             driver.rollback()
-        session = _Session.of(connection.connection.info)
-        if session.isolation_level is not None:
-            (driver.isolation_level,) = session.isolation_level
-            session.isolation_level = None
+        _Session.of(connection.connection.info).restore(driver)
+
+    def _restore(self, connection: Connection) -> None:
+        """Roll back, before a connection returns to the pool; close it where that fails."""
+        if not connection.invalidated:
+            try:
+                self.roll_back(connection)
+            except Exception:
+                connection.invalidate()
 
     # Transactions of the application
 

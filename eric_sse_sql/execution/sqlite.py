@@ -13,14 +13,26 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from eric_sse.exception import RepositoryError
-from sqlalchemy import URL, Connection, Engine, Text, bindparam, create_engine, event, func, literal_column, select
+from sqlalchemy import (
+    URL,
+    Connection,
+    Engine,
+    Text,
+    bindparam,
+    create_engine,
+    event,
+    func,
+    literal_column,
+    select,
+    type_coerce,
+)
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import TimeoutError
 from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 
 from eric_sse_sql.execution.dialect import Construct, Dialect
 from eric_sse_sql.execution.driver import CommitSignal, DriverConnection
-from eric_sse_sql.execution.statement import Compiled, Row
+from eric_sse_sql.execution.statement import Compiled, Row, fetch_rows
 
 BUSY_SECONDS = 30  # for which a statement waits for other writers, unless the URL says otherwise
 MAX_BUSY_SECONDS = 24 * 60 * 60  # SQLite counts milliseconds in 32 bits
@@ -47,7 +59,8 @@ def make_engine(url: URL, options: Mapping[str, Any]) -> Engine:
         arguments["check_same_thread"] = False
         options["poolclass"] = FairSingleConnectionPool
     engine = create_engine(url, connect_args=arguments, **options)
-    event.listen(engine, "connect", _set_up)
+    retry = BusyRetry(_timeout(engine.url))
+    event.listen(engine, "connect", lambda connection, record: _set_up(connection, retry))
     return engine
 
 
@@ -102,12 +115,22 @@ class SqliteDialect:
         return select(func.json_each(bindparam(name, type_=Text)).table_valued("value").c.value)
 
     @staticmethod
+    def pairs(name: str) -> Any:
+        pair = func.json_each(bindparam(name, type_=Text)).table_valued("key", "value")
+        return select(pair.c.key.label("id"), pair.c.value.label("number")).subquery("pairs")
+
+    @staticmethod
     def list_value(values: Sequence[str]) -> str:
         return json.dumps(list(values))
 
     @staticmethod
-    def ordered_range(group: Any, number: Any, name: str) -> tuple[Construct, tuple[Any, ...]]:
-        return group == bindparam(name), (number,)
+    def first_of_each(rows: Any, key: Any) -> tuple[Any, Construct]:
+        row = key.class_.__table__.alias("first")
+        return row, row.c[key.key].in_(rows.with_only_columns(key))
+
+    @staticmethod
+    def ordered_range(group: Any, number: Any, value: Any) -> tuple[Construct, tuple[Any, ...]]:
+        return group == value, (number,)
 
     @staticmethod
     def lookup_join(key: Any, value: Any, *columns: Any) -> tuple[Any, Construct]:
@@ -123,7 +146,15 @@ class SqliteDialect:
         return key.in_(select(keys.c[key.key]))
 
     @staticmethod
+    def looked_up_pairs(key: Any, pairs: Any) -> Any:
+        return key == pairs.c[key.key]  # with IN besides, SQLite would scan all pairs for each row
+
+    @staticmethod
     def with_notification(change: Any) -> Construct:
+        return change
+
+    @staticmethod
+    def with_notification_for_each(change: Any) -> Construct:
         return change
 
     @staticmethod
@@ -134,6 +165,30 @@ class SqliteDialect:
     def now(shift: str | None = None) -> Construct:
         moment: list[Construct] = [literal_column("'%Y-%m-%d %H:%M:%f'"), literal_column("'now'")]
         return func.strftime(*moment, *([bindparam(shift, type_=Text)] if shift else []))
+
+    @staticmethod
+    def seconds_ago(seconds: Any) -> Construct:
+        moment: list[Construct] = [literal_column("'%Y-%m-%d %H:%M:%f'"), literal_column("'now'")]
+        return func.strftime(*moment, func.printf(literal_column("'-%f seconds'"), seconds))
+
+    @staticmethod
+    def token(moment: Any) -> Construct:
+        return type_coerce(func.strftime(literal_column("'%Y%m%d%H%M%f'"), moment), Text)
+
+    @classmethod
+    def append(cls, row: Any, counter: Any, bound: Mapping[str, str], condition: Construct, returned: Construct) -> Any:
+        # A trigger, which the migration makes, writes the number into the counter's row.
+        group, *_ = bound
+        values = [bindparam(name, type_=getattr(row, column).type) for column, name in bound.items()]
+        last = select(counter.last_position).where(getattr(counter, group) == values[0]).scalar_subquery()
+        number: Construct = func.coalesce(last, literal_column("0")) + literal_column("1")
+        appended = select(*values, number, cls.now()).where(condition)
+        insert = sqlite.insert(row).from_select([*bound, "position", "created_at"], appended)
+        return insert.returning(row.position, returned)
+
+    @staticmethod
+    def greatest(*values: Construct) -> Construct:
+        return func.max(*values)
 
     @staticmethod
     def seconds_value(seconds: float) -> str:
@@ -177,6 +232,14 @@ class BusyRetry:
                 if not _is_busy(error) or now > give_up:
                     raise
                 time.sleep(random.uniform(*RETRY_SECONDS))
+
+    def execute_without_handler(self, connection: sqlite3.Connection, sql: str) -> None:
+        """Run a statement as :meth:`execute` does, while SQLite's own handler is off."""
+        self.replace_handler(connection)
+        try:
+            self.execute(connection, sql)
+        finally:
+            self.restore_handler(connection)
 
 
 class SqliteDriver:
@@ -240,8 +303,7 @@ class SqliteDriver:
         with self.engine.connect() as connection:
             self._check_not_shared(_driver(connection))
             connection.begin()
-            result = connection.exec_driver_sql(compiled.sql, values)
-            rows: Sequence[Row] = result.fetchall() if result.returns_rows else ()
+            rows = fetch_rows(connection, compiled, values)
             connection.commit()
             return rows
 
@@ -250,6 +312,9 @@ class SqliteDriver:
 
     def is_broken(self, error: BaseException, connection: Any) -> bool:
         return False
+
+    def is_null_refused(self, error: BaseException) -> bool:
+        return isinstance(error, sqlite3.IntegrityError) and str(error).startswith("NOT NULL constraint failed")
 
     def detached_connection(self) -> Any:
         pooled = self.engine.raw_connection()
@@ -269,11 +334,7 @@ class SqliteDriver:
             if driver.in_transaction:  # begun by the application's engine, without the write lock
                 driver.execute("ROLLBACK")
             if self._retry:
-                self._retry.replace_handler(driver)
-                try:
-                    self._retry.execute(driver, "BEGIN IMMEDIATE")
-                finally:
-                    self._retry.restore_handler(driver)
+                self._retry.execute_without_handler(driver, "BEGIN IMMEDIATE")
             else:
                 driver.execute("BEGIN IMMEDIATE")
         except BaseException:
@@ -367,20 +428,15 @@ class FairSingleConnectionPool(QueuePool):
                 self._waiting[0].set()
 
 
-def _set_up(connection: sqlite3.Connection, record: object) -> None:
+def _set_up(connection: sqlite3.Connection, retry: BusyRetry) -> None:
     """Turn foreign keys and the write-ahead log on. A file that can't be written keeps its journal mode."""
     connection.execute("PRAGMA foreign_keys = ON")
-    give_up = time.monotonic() + BUSY_SECONDS
-    while True:
-        try:
-            connection.execute("PRAGMA journal_mode = WAL")
-            return
-        except sqlite3.OperationalError as error:  # SQLite's own handler does not wait for this change
-            if _is_read_only(error):
-                return
-            if not _is_busy(error) or time.monotonic() > give_up:
-                raise
-            time.sleep(random.uniform(0.001, 0.02))
+    try:
+        # SQLite's own handler does not wait for a writer to change the mode.
+        retry.execute_without_handler(connection, "PRAGMA journal_mode = WAL")
+    except sqlite3.OperationalError as error:
+        if not _is_read_only(error):
+            raise
 
 
 def _is_busy(error: sqlite3.Error) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
-from sqlalchemy import Engine, Text, bindparam, func, literal_column
+from sqlalchemy import Connection, Engine, Integer, Text, bindparam, func, select
 
 from eric_sse_sql.execution.dialect import Construct, Dialect
 
@@ -32,6 +32,12 @@ class Compiled:
     def columns(self, rows: Sequence[Mapping[str, Any]], others: Mapping[str, Any]) -> tuple[Any, ...]:
         """A list of values for each column of some rows, and other parameters, in the order of their placeholders."""
         return tuple(others[name] if name in others else [row[name] for row in rows] for name in self._names)
+
+
+def fetch_rows(connection: Connection, compiled: Compiled, values: Any) -> Sequence[Row]:
+    """Run a compiled statement through SQLAlchemy. All its rows; none of a statement that returns none."""
+    result = connection.exec_driver_sql(compiled.sql, values)
+    return result.fetchall() if result.returns_rows else ()
 
 
 class Statement:
@@ -65,10 +71,21 @@ class NotifyingStatement(NamedTuple):
         """Both forms of a statement."""
         return cls(Statement(build), Statement(lambda sql: sql.with_notification(build(sql))))
 
+    @classmethod
+    def returning(cls, build: Callable[[Dialect], Construct]) -> NotifyingStatement:
+        """Both forms of a statement that returns rows. It notifies once for each."""
+        return cls(Statement(build), Statement(lambda sql: sql.with_notification_for_each(build(sql))))
+
 
 def notification() -> Construct:
-    """The call that notifies the Postgres channel bound as ``notify_channel``, without a payload."""
-    return func.pg_notify(bindparam("notify_channel", type_=Text), literal_column("''"))
+    """The call that notifies the Postgres channel bound as ``notify_channel``, with ``notify_topics`` as payload."""
+    return func.pg_notify(bindparam("notify_channel", type_=Text), bindparam("notify_topics", type_=Text))
+
+
+def bound_limit() -> Construct:
+    """The bound number ``count`` as a LIMIT from a subquery, for which Postgres plans for a tenth of the rows. With a
+    bound number that is larger than its estimate of the rows, it would read and sort all of them."""
+    return select(bindparam("count", type_=Integer)).scalar_subquery()
 
 
 def insert_row(sql: Dialect, model: Any, bound: Mapping[str, str]) -> Any:
@@ -88,13 +105,17 @@ def upsert(sql: Dialect, model: Any, bound: Mapping[str, str]) -> Construct:
     return _or_update(insert_row(sql, model, bound), model, bound)
 
 
-def upsert_rows(sql: Dialect, model: Any, bound: Mapping[str, str], keep: str | None = None) -> Construct:
+def upsert_rows(
+    sql: Dialect, model: Any, bound: Mapping[str, str], keep: str | None = None, insert_only: str | None = None
+) -> Construct:
     """An INSERT of many rows, all of different keys, that updates the existing rows.
 
     :param bound: as for :func:`upsert`
     :param keep: a column that NULL does not overwrite
+    :param insert_only: a column that no update changes
     """
-    return _or_update(sql.insert_rows(model, bound), model, bound, keep)
+    updated = {column: name for column, name in bound.items() if column != insert_only}
+    return _or_update(sql.insert_rows(model, bound), model, updated, keep)
 
 
 def _or_update(insert: Any, model: Any, bound: Mapping[str, str], keep: str | None = None) -> Construct:

@@ -17,7 +17,7 @@ from eric_sse_sql.errors import repository_errors
 from eric_sse_sql.execution.driver import Driver
 from eric_sse_sql.execution.engines import JOINABLE
 from eric_sse_sql.execution.options import check_execution_options
-from eric_sse_sql.execution.statement import Compiled, Row
+from eric_sse_sql.execution.statement import Compiled, Row, fetch_rows
 
 Callbacks = list[Callable[[], object]]
 
@@ -54,6 +54,11 @@ class Transactions:
         """Whether this thread and task are in a transaction."""
         return self._current() is not None
 
+    def is_joined(self) -> bool:
+        """Whether this thread and task are in a transaction of the application, whose end is not seen here."""
+        current = self._current()
+        return current is not None and current.after_commit is None
+
     def fetch(self, compiled: Compiled, values: Any) -> Sequence[Row] | None:
         """Run a statement in the open transaction. All its rows; None where no transaction is open.
 
@@ -64,8 +69,7 @@ class Transactions:
             return None
         connection = current.connection()
         with _savepoint(connection) if current.needs_savepoints else nullcontext():
-            result = connection.exec_driver_sql(compiled.sql, values)
-            return result.fetchall() if result.returns_rows else ()
+            return fetch_rows(connection, compiled, values)
 
     @contextmanager
     def transaction(self) -> Iterator[None]:

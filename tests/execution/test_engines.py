@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,42 @@ def test_the_isolation_level_of_a_connection_is_restored(migrated_postgres: URL,
         storage.upsert("b", 1)
         raise ApplicationError
     assert seen | levels() == {"serializable"}
+    database.close()
+    engine.dispose()
+
+
+@pytest.mark.parametrize("autocommit", [False, True])
+def test_the_settings_of_a_connection_are_restored_when_no_transaction_can_begin(
+    migrated_postgres: URL, autocommit: bool
+) -> None:
+    engine = create_engine(migrated_postgres, pool_size=1, max_overflow=0)
+
+    @event.listens_for(engine, "connect")
+    def set_up(connection: psycopg.Connection, record: object) -> None:
+        connection.isolation_level = psycopg.IsolationLevel.SERIALIZABLE
+        connection.autocommit = autocommit
+
+    def settings() -> tuple[object, ...]:
+        with closing(engine.raw_connection()) as pooled:
+            connection: Any = pooled.driver_connection
+            return connection, connection.isolation_level, connection.autocommit
+
+    def refuse(connection: object) -> None:
+        raise ApplicationError
+
+    database, before = Database(engine), settings()
+    queue = SqlQueue(database, "queue")
+    calls: list[Callable[[], object]] = [lambda: queue.push(Message("m")), database.transaction().__enter__]
+    event.listen(engine, "begin", refuse)
+    for call in calls:
+        with pytest.raises(RepositoryError) as error:
+            call()
+        assert isinstance(error.value.__cause__, ApplicationError)
+        assert settings() == before
+    event.remove(engine, "begin", refuse)
+    queue.clear()
+    assert settings() == before
+    database.close()
     engine.dispose()
 
 

@@ -5,13 +5,18 @@ from __future__ import annotations
 import signal
 import sqlite3
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from eric_sse.exception import RepositoryError
+from eric_sse.message import Message
+from sqlalchemy import Engine, create_engine, event
 
+import eric_sse_sql
 from eric_sse_sql import Database, SqlQueue, SqlStorageEngine
+from eric_sse_sql.contract import ERIC_SSE_2_0
 from eric_sse_sql.execution import sqlite
 
 
@@ -104,3 +109,61 @@ def test_an_interrupted_wait_leaves_the_only_connection_of_a_database_in_memory_
             assert list(storage.fetch_all()) == [2]
     finally:
         signal.signal(signal.SIGALRM, before)
+
+
+class Steps:
+    """Counts the steps of SQLite's virtual machine on all connections of an engine."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.taken = 0
+        event.listen(engine, "connect", lambda connection, record: connection.set_progress_handler(self._count, 1))
+
+    def _count(self) -> None:
+        self.taken += 1
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[Engine]:
+    made = create_engine(f"sqlite:///{tmp_path / 'steps.db'}")
+    yield made
+    made.dispose()
+
+
+@pytest.mark.skipif(ERIC_SSE_2_0, reason="channels of eric-sse 2.0 have no log")
+def test_a_broadcast_to_a_log_takes_as_many_steps_with_many_listeners_as_with_one(engine: Engine) -> None:
+    steps, taken = Steps(engine), {}
+    with Database(engine) as database:
+        database.upgrade()
+        repository = eric_sse_sql.SqlSSEChannelRepository(database)
+        for listeners in (1, 500):
+            channel = repository.create({"channel_id": str(listeners), "replay_seconds": 60})
+            for _ in range(listeners):
+                channel.add_listener()
+            repository.persist(channel)
+            handle = repository.load_one(channel.id)
+            steps.taken = 0
+            handle.broadcast(Message("m"))
+            taken[listeners] = steps.taken
+    assert taken[1] > 0
+    assert taken[500] <= 1.5 * taken[1]
+
+
+@pytest.mark.skipif(ERIC_SSE_2_0, reason="channels of eric-sse 2.0 have no log")
+def test_positions_of_many_streams_are_written_in_steps_in_proportion_to_them(engine: Engine) -> None:
+    steps, taken = Steps(engine), {}
+    with Database(engine) as database:
+        database.upgrade()
+        repository = eric_sse_sql.SqlSSEChannelRepository(database)
+        presence = database.watcher.presence
+        for streams in (50, 500):
+            channel = repository.create({"channel_id": str(streams), "replay_seconds": 60})
+            for _ in range(streams):
+                channel.add_listener()
+            repository.persist(channel)
+            for connection in channel.get_connections():
+                presence.open(connection.id).position = 1
+            steps.taken = 0
+            presence.write_positions()
+            taken[streams] = steps.taken
+    assert taken[50] > 0
+    assert taken[500] <= 15 * taken[50]

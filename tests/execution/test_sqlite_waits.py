@@ -5,6 +5,9 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, TimeoutError
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -35,6 +38,42 @@ def test_a_read_only_file_is_read_at_once_and_refuses_writes_at_once(tmp_path: P
         with pytest.raises(RepositoryError), database.transaction():
             SqlQueue(database, "q").push(Message("m"))
     assert time.monotonic() - began < 2
+
+
+@contextmanager
+def locked(file: Path, lock: str) -> Iterator[None]:
+    """A file that is not in write-ahead mode, while another connection holds a lock on it."""
+    with closing(sqlite3.connect(file, isolation_level=None, check_same_thread=False)) as writer:
+        writer.execute("CREATE TABLE theirs (number INTEGER)")
+        writer.execute(f"BEGIN {lock}")
+        yield
+        writer.execute("ROLLBACK")
+
+
+@pytest.mark.parametrize("lock", ["IMMEDIATE", "EXCLUSIVE"])
+def test_opening_a_locked_file_waits_no_longer_than_the_timeout_of_the_url(tmp_path: Path, lock: str) -> None:
+    file = tmp_path / "a.db"
+    with locked(file, lock), Database(f"sqlite:///{file}?timeout=1") as database:
+        began = time.monotonic()
+        with pytest.raises(RepositoryError, match="another writer holds the SQLite database"):
+            database.check()
+        assert 1 <= time.monotonic() - began < 1.9
+
+
+@pytest.mark.parametrize("lock", ["IMMEDIATE", "EXCLUSIVE"])
+def test_opening_a_locked_file_waits_for_the_end_of_the_lock(tmp_path: Path, lock: str) -> None:
+    file = tmp_path / "a.db"
+    with Database(f"sqlite:///{file}") as database, ThreadPoolExecutor(1) as thread:
+        with locked(file, lock):
+            upgrade = thread.submit(database.upgrade)
+            with pytest.raises(TimeoutError):
+                upgrade.result(0.3)
+        upgrade.result(10)
+        with database.engine.connect() as connection:
+            pragmas = [
+                connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in ("journal_mode", "busy_timeout")
+            ]
+        assert pragmas == ["wal", 30_000]
 
 
 def test_no_thread_waits_long_for_the_only_connection_of_a_database_in_memory() -> None:
