@@ -6,7 +6,9 @@ from datetime import datetime
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     DateTime,
+    Float,
     ForeignKey,
     Identity,
     Index,
@@ -14,6 +16,8 @@ from sqlalchemy import (
     LargeBinary,
     MetaData,
     Text,
+    column,
+    false,
     func,
     text,
 )
@@ -21,6 +25,8 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 KeyText = Text().with_variant(Text(collation="C"), "postgresql")  # byte order, which is the default on SQLite
 MessageId = BigInteger().with_variant(Integer(), "sqlite")  # SQLite generates ids for INTEGER only
+LATER = 1  # for columns that a later migration has added: after those of the mixin
+_OWN_PUSH = column("has_own_push", Boolean())
 
 
 class Base(DeclarativeBase):
@@ -72,7 +78,7 @@ class ConnectionRow(Timestamps, Base):
 
     id: Mapped[str] = mapped_column(KeyText, primary_key=True)  # id of the connection
     channel_id: Mapped[str | None] = mapped_column(  # id of its channel; NULL until it is registered with one
-        KeyText, ForeignKey(ChannelRow.id, ondelete="CASCADE"), index=True
+        KeyText, ForeignKey(ChannelRow.id, ondelete="CASCADE")
     )
     listener_id: Mapped[str] = mapped_column(KeyText)  # id of the listener, as the channel looks it up
     listener_key: Mapped[str] = mapped_column(  # key in kv_entries of the listener object
@@ -81,6 +87,31 @@ class ConnectionRow(Timestamps, Base):
     queue_id: Mapped[str] = mapped_column(KeyText, index=True)  # id of the queue, as in sse_messages
     queue_key: Mapped[str] = mapped_column(  # key in kv_entries of the queue object
         KeyText, ForeignKey(KvEntry.key, ondelete="CASCADE"), index=True
+    )
+    start_position: Mapped[int | None] = mapped_column(  # last position of the log when it was made
+        BigInteger, sort_order=LATER
+    )
+    position: Mapped[int | None] = mapped_column(  # position up to which its streams have delivered the log
+        BigInteger, sort_order=LATER
+    )
+    has_own_push: Mapped[bool] = mapped_column(  # its queue class overrides push()
+        Boolean, server_default=false(), sort_order=LATER
+    )
+    cleared_at: Mapped[datetime | None] = mapped_column(  # when its queue was last cleared
+        DateTime(timezone=True), sort_order=LATER
+    )
+    seen_at: Mapped[datetime | None] = mapped_column(  # when a stream of it was last alive
+        DateTime(timezone=True), sort_order=LATER
+    )
+
+    __table_args__ = (
+        Index(None, "channel_id", "listener_id"),
+        Index(
+            "ix_sse_connections_own_push",
+            "channel_id",
+            postgresql_where=_OWN_PUSH,
+            sqlite_where=text("has_own_push = 1"),  # as statements have it: SQLite compares the expressions
+        ),
     )
 
 
@@ -100,25 +131,47 @@ class MessageRow(Base):
     __table_args__ = (Index(None, "queue_id", "id"), {"sqlite_autoincrement": True})
 
 
-class DeliveredRow(Base):
-    """A delivered message, kept so that a client can resume its stream."""
+class SetAsideRow(Base):
+    """A message that could not be decoded, and left its queue so that the next ones are delivered."""
 
-    __tablename__ = "sse_delivered_messages"
+    __tablename__ = "sse_set_aside_messages"
 
-    queue_id: Mapped[str] = mapped_column(KeyText, primary_key=True)  # id of the queue
-    position: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)  # within the queue, from 1
+    id: Mapped[int] = mapped_column(MessageId, primary_key=True, autoincrement=False)  # its id in sse_messages
+    queue_id: Mapped[str] = mapped_column(KeyText, index=True)  # id of its queue
     message_type: Mapped[str] = mapped_column(Text)  # type of the message, for people reading the table
     message: Mapped[bytes] = mapped_column(LargeBinary)  # the blob, unchanged from sse_messages
-    delivered_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.current_timestamp())
+    created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True))  # when it was pushed
+    delivery_count: Mapped[int] = mapped_column(Integer)  # number of leases so far
+    reason: Mapped[str] = mapped_column(Text)  # why it could not be decoded
+    set_aside_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.current_timestamp())
 
 
-class PositionRow(Base):
-    """The last position delivered from a queue; it outlives the delivered messages themselves."""
+class EventRow(Base):
+    """An event in the log of a channel: a broadcast, or a dispatch to one listener."""
 
-    __tablename__ = "sse_delivery_positions"
+    __tablename__ = "sse_events"
 
-    queue_id: Mapped[str] = mapped_column(KeyText, primary_key=True)  # id of the queue
-    last_position: Mapped[int] = mapped_column(BigInteger)  # position of the message delivered last
+    channel_id: Mapped[str] = mapped_column(KeyText, primary_key=True)  # id of the channel
+    position: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)  # in commit order, from 1
+    listener_id: Mapped[str | None] = mapped_column(KeyText)  # id of the only listener that gets it; NULL for all
+    message_type: Mapped[str] = mapped_column(Text)  # type of the message, for people reading the table
+    message: Mapped[bytes] = mapped_column(LargeBinary)  # the pickle, preceded by a signature if the codec signs
+    created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.current_timestamp())
+
+    __table_args__ = (Index(None, "channel_id", "listener_id", "position"),)
+
+
+class EventLogRow(Base):
+    """The state of a channel's log. No foreign key: applications broadcast before they persist the channel."""
+
+    __tablename__ = "sse_event_logs"
+
+    channel_id: Mapped[str] = mapped_column(KeyText, primary_key=True)  # id of the channel
+    epoch: Mapped[str] = mapped_column(Text)  # random; another one for each life of the channel
+    last_position: Mapped[int] = mapped_column(BigInteger)  # position of the last event, also when that has expired
+    first_position: Mapped[int] = mapped_column(BigInteger)  # position of the first event that is kept
+    last_event_at: Mapped[datetime] = mapped_column(DateTime(timezone=True))  # created_at of the last event
+    replay_seconds: Mapped[float] = mapped_column(Float)  # how long an event is kept
 
 
 TABLE_NAMES = frozenset(Base.metadata.tables)

@@ -304,7 +304,7 @@ def test_our_own_version_table_that_a_shared_history_has_overtaken_is_an_error_t
             database.check()
         with pytest.raises(RepositoryError, match=r"eric_sse_sql_version is out of date.*drop that version") as caught:
             database.upgrade()
-        assert isinstance(caught.value.__cause__, sqlite3.OperationalError | psycopg.errors.DuplicateTable)
+        assert isinstance(caught.value.__cause__, sqlite3.OperationalError | psycopg.errors.DuplicateColumn)
         execute(host.url, "DROP TABLE eric_sse_sql_version")
         database.check()
 

@@ -215,12 +215,15 @@ def test_on_postgres_keys_are_ordered_by_bytes_and_messages_are_vacuumed_as_a_qu
 ) -> None:
     found = catalog(migrated_postgres)
     columns = {(table, name): rest for table, name, *rest in found["columns"] if table in TABLE_NAMES}
-    ids = {(table, name) for table, name in columns if name.endswith(("id", "key"))} - {("sse_messages", "id")}
-    assert len(ids) == 12
+    numbers = {("sse_messages", "id"), ("sse_set_aside_messages", "id")}
+    ids = {(table, name) for table, name in columns if name.endswith(("id", "key"))} - numbers
+    assert len(ids) == 14
     assert {at for at, (kind, collation, *_) in columns.items() if (kind, collation) == ("text", "C")} == ids
     assert columns["sse_messages", "id"] == ["bigint", None, "NO", None, "BY DEFAULT"]
     assert {at for at, (_, _, nullable, *_) in columns.items() if nullable == "YES"} == {
-        ("sse_connections", "channel_id"),
+        *(("sse_connections", column) for column in ("channel_id", "start_position", "position")),
+        *(("sse_connections", column) for column in ("cleared_at", "seen_at")),
+        ("sse_events", "listener_id"),
         ("sse_messages", "leased_until"),
     }
 
@@ -237,11 +240,20 @@ def test_on_sqlite_keys_are_ordered_by_bytes_and_no_message_id_comes_twice(tmp_p
     }
     indexed = {(table, column) for table, _, _, origin, _, column, _ in found["indexes"] if origin == "c"}
     assert indexed == {
-        *(("sse_connections", column) for column in ("channel_id", "listener_key", "queue_id", "queue_key")),
+        *(("sse_connections", column) for column in ("channel_id", "listener_id")),
+        *(("sse_connections", column) for column in ("listener_key", "queue_id", "queue_key")),
+        *(("sse_events", column) for column in ("channel_id", "listener_id", "position")),
         *(("sse_messages", column) for column in ("queue_id", "id")),
+        ("sse_set_aside_messages", "queue_id"),
     }
-    times = [rest for table, name, *rest in found["columns"] if name.endswith("_at")]
-    assert times == [["DATETIME", 1, "CURRENT_TIMESTAMP", 0]] * 8
+    times = {(table, name): rest for table, name, *rest in found["columns"] if name.endswith("_at")}
+    without_default = {
+        *(("sse_connections", column) for column in ("cleared_at", "seen_at")),
+        ("sse_event_logs", "last_event_at"),
+        ("sse_set_aside_messages", "created_at"),
+    }
+    assert {at for at, rest in times.items() if rest != ["DATETIME", 1, "CURRENT_TIMESTAMP", 0]} == without_default
+    assert len(times) == 13
 
 
 def fill(url: URL) -> None:
@@ -581,12 +593,12 @@ def test_tables_of_the_role_are_reached_before_those_in_public(with_own_schema: 
 
 def test_tables_in_several_schemas_of_the_search_path_are_an_error_that_says_what_to_do(with_own_schema: URL) -> None:
     url = upgraded(with_own_schema)
-    execute(url, f"ALTER TABLE sse_delivered_messages SET SCHEMA {url.username}")
+    execute(url, f"ALTER TABLE sse_event_logs SET SCHEMA {url.username}")
     with Database(url) as database:
         for call in (database.check, database.upgrade):
-            with pytest.raises(RepositoryError, match=rf"{url.username} has sse_delivered_messages; public has kv_"):
+            with pytest.raises(RepositoryError, match=rf"{url.username} has sse_event_logs; public has kv_"):
                 call()
-        execute(url, f"ALTER TABLE {url.username}.sse_delivered_messages SET SCHEMA public")
+        execute(url, f"ALTER TABLE {url.username}.sse_event_logs SET SCHEMA public")
         database.check()
 
 
