@@ -11,6 +11,7 @@ from sqlalchemy import (
     bindparam,
     cast,
     delete,
+    func,
     literal_column,
     null,
     or_,
@@ -23,7 +24,8 @@ from sqlalchemy.orm import aliased
 
 from eric_sse_sql.execution.dialect import Construct, Dialect
 from eric_sse_sql.execution.statement import Statement, insert_row, upsert, upsert_rows
-from eric_sse_sql.models import ChannelRow, ConnectionRow, DeliveredRow, KvEntry, MessageRow, PositionRow
+from eric_sse_sql.models import ChannelRow, ConnectionRow, EventLogRow, EventRow, KvEntry, MessageRow, SetAsideRow
+from eric_sse_sql.sql import entries
 
 _CHANNEL = {
     "id": "channel_id",
@@ -37,6 +39,8 @@ _CONNECTION = {
     "listener_key": "listener_key",
     "queue_id": "queue_id",
     "queue_key": "queue_key",
+    "has_own_push": "has_own_push",
+    "start_position": "start_position",
 }
 
 
@@ -99,6 +103,42 @@ def _of_channel(sql: Dialect) -> Construct:
     return _connections(sql).where(ConnectionRow.channel_id == bindparam("channel_id")).order_by(ConnectionRow.id)
 
 
+def _of_listener(sql: Dialect) -> Construct:
+    """The connection of a listener in a channel."""
+    of_listener = (
+        ConnectionRow.channel_id == bindparam("channel_id"),
+        ConnectionRow.listener_id == bindparam("listener_id"),
+    )
+    return _connections(sql).where(*of_listener).order_by(ConnectionRow.id).limit(literal_column("1"))
+
+
+def _queue_ids(sql: Dialect) -> Construct:
+    """The queues of all connections of a channel but some."""
+    of_channel = ConnectionRow.channel_id == bindparam("channel_id")
+    apart = sql.in_list(ConnectionRow.listener_id, "apart")
+    return select(ConnectionRow.queue_id, ConnectionRow.has_own_push).where(of_channel, ~apart)
+
+
+def _mark_seen(sql: Dialect) -> Construct:
+    """Mark some connections as seen now."""
+    some = sql.in_list(ConnectionRow.id, "connection_ids")
+    return update(ConnectionRow).where(some).values({ConnectionRow.seen_at: sql.now()})
+
+
+def _missing(sql: Dialect) -> Construct:
+    """Those of the bound ids that no connection is stored under: none, mostly, so that nothing is returned."""
+    connection_id = sql.unnest("connection_ids").subquery("connection").c[0]
+    is_stored = select(ConnectionRow.id).where(ConnectionRow.id == connection_id)
+    return select(connection_id).where(sql.not_exists(is_stored))
+
+
+def _unseen(sql: Dialect) -> Construct:
+    """Connections of which no stream was alive for a time: a page of them, by id."""
+    seen = func.coalesce(ConnectionRow.seen_at, ConnectionRow.created_at)
+    page = select(ConnectionRow.id).where(ConnectionRow.id > bindparam("after"), seen < sql.now("age"))
+    return page.order_by(ConnectionRow.id).limit(bindparam("count"))
+
+
 def _of_channels(sql: Dialect) -> Construct:
     ids = ConnectionRow.channel_id
     page = _connections(sql).where(ids >= bindparam("first"), ids <= bindparam("last"))
@@ -117,6 +157,11 @@ def _channels(sql: Dialect, connection: Sequence[Construct] = (), queue: Sequenc
     # another type than a bound value, and would read and sort all channels for each page.
     is_persisted = ChannelRow.channel_type != literal_column("''")
     return select(*columns).select_from(ChannelRow).join(entry, on_entry).where(is_persisted)
+
+
+def _channel_alone(sql: Dialect) -> Construct:
+    """A channel without its connections: the columns of :class:`StoredChannel`."""
+    return _channels(sql).where(ChannelRow.id == bindparam("channel_id"))
 
 
 def _one_channel(sql: Dialect) -> Construct:
@@ -139,6 +184,12 @@ def _page(sql: Dialect) -> Construct:
     return _channels(sql).order_by(ChannelRow.id).limit(bindparam("count"))
 
 
+OF_LISTENER = Statement(_of_listener)
+QUEUE_IDS = Statement(_queue_ids)
+MARK_SEEN = Statement(_mark_seen)
+MISSING = Statement(_missing)
+UNSEEN = Statement(_unseen)
+CHANNEL_ALONE = Statement(_channel_alone)
 OF_CHANNEL = Statement(_of_channel)
 OF_CHANNELS = Statement(_of_channels)
 ONE_CONNECTION = Statement(_one_connection)
@@ -154,7 +205,7 @@ def _upsert_channel(sql: Dialect) -> Construct:
 
 
 def _upsert_connections(sql: Dialect) -> Construct:
-    return upsert_rows(sql, ConnectionRow, _CONNECTION, keep="channel_id")
+    return upsert_rows(sql, ConnectionRow, _CONNECTION, keep="channel_id", insert_only="start_position")
 
 
 def _lock_channel(sql: Dialect) -> Construct:
@@ -196,7 +247,7 @@ SET_QUEUE_ID = _set_own_id(ConnectionRow.queue_key, ConnectionRow.queue_id)
 
 # Deleting
 
-_OF_QUEUES = (MessageRow, DeliveredRow, PositionRow)  # the tables whose rows belong to a queue
+_OF_QUEUES = (MessageRow, SetAsideRow)  # the tables whose rows belong to a queue
 Scope = Callable[[Dialect, Any], Construct]  # the condition that a connection's row is to be deleted
 
 
@@ -235,6 +286,10 @@ def _deletions(scope: Scope) -> tuple[Statement, ...]:
     return *map(messages, _OF_QUEUES), Statement(objects), Statement(connections)
 
 
+def _delete_of_channel(row: Any) -> Statement:
+    return Statement(lambda sql: delete(row).where(row.channel_id == bindparam("channel_id")))
+
+
 def _delete_channel_object(sql: Dialect) -> Construct:
     key = select(ChannelRow.entry_key).where(ChannelRow.id == bindparam("channel_id"))
     return delete(KvEntry).where(KvEntry.key.in_(key))
@@ -249,19 +304,6 @@ def _delete_connections_of_object(sql: Dialect) -> Construct:
     return delete(ConnectionRow).where(needs_it)
 
 
-def _delete_of_queue_object(row: Any) -> Statement:
-    other = aliased(ConnectionRow)
-
-    def of_queue(sql: Dialect) -> Construct:
-        of_other = select(other.id).where(other.queue_id == ConnectionRow.queue_id, other.queue_key != bindparam("key"))
-        queues = select(ConnectionRow.queue_id).where(
-            ConnectionRow.queue_key == bindparam("key"), sql.not_exists(of_other)
-        )
-        return delete(row).where(sql.looked_up_rows(row.queue_id, queues.subquery("queues")))
-
-    return Statement(of_queue)
-
-
 def _delete_of_queue(row: Any) -> Statement:
     return Statement(lambda sql: delete(row).where(row.queue_id == bindparam("queue_id")))
 
@@ -273,9 +315,12 @@ DELETE_CONNECTION_OF_CHANNEL = _deletions(
 DELETE_CONNECTIONS = _deletions(lambda sql, row: sql.in_list(row.id, "connection_ids"))
 DELETE_CHANNEL = (
     *_deletions(lambda sql, row: row.channel_id == bindparam("channel_id")),
+    *(_delete_of_channel(row) for row in (EventRow, EventLogRow)),
     Statement(_delete_channel_object),
     Statement(_delete_channel),
 )
+# An object may be stored without a connection, too.
+DELETE_LISTENER_OBJECT = *_deletions(lambda sql, row: row.listener_key == bindparam("key")), entries.DELETE
+DELETE_QUEUE_OBJECT = *_deletions(lambda sql, row: row.queue_key == bindparam("key")), entries.DELETE
 DELETE_CONNECTIONS_OF_OBJECT = Statement(_delete_connections_of_object)
-DELETE_OF_QUEUE_OBJECT = tuple(map(_delete_of_queue_object, _OF_QUEUES))
 DELETE_OF_QUEUE = tuple(map(_delete_of_queue, _OF_QUEUES))

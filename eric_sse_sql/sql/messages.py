@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from sqlalchemy import Integer, bindparam, delete, exists, func, insert, literal_column, null, or_, select, update
+from sqlalchemy import (
+    Text,
+    and_,
+    bindparam,
+    case,
+    delete,
+    exists,
+    func,
+    insert,
+    literal_column,
+    null,
+    or_,
+    select,
+    union_all,
+    update,
+)
 
 from eric_sse_sql.execution.dialect import Construct, Dialect
-from eric_sse_sql.execution.statement import NotifyingStatement, Statement, insert_row, notification
-from eric_sse_sql.models import MessageRow
+from eric_sse_sql.execution.statement import NotifyingStatement, Statement, bound_limit, insert_row, notification
+from eric_sse_sql.models import ConnectionRow, EventLogRow, MessageRow, SetAsideRow
 
 CONTEXT = f"{MessageRow.__tablename__}/"  # with the queue's id, the context of a message's signature
 PUSHED = {"queue_id": "queue_id", "message_type": "message_type", "message": "message"}  # the parameter of each column
@@ -35,6 +50,7 @@ class LeasedMessage(NamedTuple):
 
 
 WHOLE_ROW = {column: column for column in TakenMessage._fields}
+SET_ASIDE_ROW = {**WHOLE_ROW, "reason": "reason"}
 
 
 def _push(sql: Dialect) -> Construct:
@@ -53,11 +69,54 @@ def _push_to_all(sql: Dialect) -> Construct:
     return insert(MessageRow).from_select([getattr(MessageRow, column) for column in PUSHED], queues)
 
 
-def _available(sql: Dialect, limit: Construct) -> Construct:
+def _message_values() -> tuple[Construct, Construct]:
+    message_type, message = MessageRow.message_type, MessageRow.message
+    return bindparam("message_type", type_=message_type.type), bindparam("message", type_=message.type)
+
+
+def _push_to_listener(sql: Dialect) -> Construct:
+    """Push to the queue of a listener of a channel, unless the queue's class has a push() of its own."""
+    expected = bindparam("queue_id", type_=Text)
+    of_listener = and_(
+        ConnectionRow.channel_id == bindparam("channel_id"),
+        ConnectionRow.listener_id == bindparam("listener_id"),
+        ~ConnectionRow.has_own_push,
+        or_(expected.is_(None), ConnectionRow.queue_id == expected),  # a signed message is for one queue
+    )
+    queue = select(ConnectionRow.queue_id, *_message_values()).where(of_listener).order_by(ConnectionRow.id)
+    one = queue.limit(literal_column("1"))
+    return (
+        insert(MessageRow)
+        .from_select([getattr(MessageRow, column) for column in PUSHED], one)
+        .returning(MessageRow.queue_id)
+    )
+
+
+def _push_to_channel(sql: Dialect) -> Construct:
+    """Push to the queues of all connections of a channel but some, and to some others.
+
+    A queue whose class has a push() of its own makes the whole statement fail, for its id is given as NULL.
+    """
+    of_channel = ConnectionRow.channel_id == bindparam("channel_id")
+    queue_id = case((ConnectionRow.has_own_push, null()), else_=ConnectionRow.queue_id)
+    stored = select(queue_id.label("queue_id"), *_message_values()).where(
+        of_channel, ~sql.in_list(ConnectionRow.listener_id, "apart")
+    )
+    unstored = sql.unnest("unstored").add_columns(*_message_values())
+    return insert(MessageRow).from_select(
+        [getattr(MessageRow, column) for column in PUSHED], union_all(stored, unstored)
+    )
+
+
+def _available(sql: Dialect, queue_id: Construct, limit: Construct, *further: Construct) -> Construct:
     """The first messages of a queue that no consumer has leased or is taking, locked."""
-    of_queue, order = sql.ordered_range(MessageRow.queue_id, MessageRow.id, "queue_id")
-    available = select(MessageRow.id).where(of_queue, _is_unleased(sql)).order_by(*order).limit(limit)
+    of_queue, order = sql.ordered_range(MessageRow.queue_id, MessageRow.id, queue_id)
+    available = select(MessageRow.id, *further).where(of_queue, _is_unleased(sql)).order_by(*order).limit(limit)
     return available.with_for_update(skip_locked=True)
+
+
+def _queue_id() -> Construct:
+    return bindparam("queue_id", type_=MessageRow.queue_id.type)
 
 
 def _is_unleased(sql: Dialect) -> Construct:
@@ -67,7 +126,7 @@ def _is_unleased(sql: Dialect) -> Construct:
 def _is_first(sql: Dialect) -> Construct:
     # "=" and not IN, with which Postgres may run the subquery, which locks, several times. LIMIT is a literal, since
     # with a bound LIMIT Postgres plans for a tenth of all rows.
-    return MessageRow.id == _available(sql, literal_column("1")).scalar_subquery()
+    return MessageRow.id == _available(sql, _queue_id(), literal_column("1")).scalar_subquery()
 
 
 def _whole_row() -> list[Construct]:
@@ -79,12 +138,33 @@ def _pop(sql: Dialect) -> Construct:
 
 
 def _take(sql: Dialect) -> Construct:
-    """Delete the first messages of a queue. RETURNING gives them in any order."""
-    # With a LIMIT from a subquery, Postgres plans for a tenth of the rows. With a number that is larger than its
-    # estimate of the queue, it would read and sort all rows of the queue.
-    count = select(bindparam("count", type_=Integer)).scalar_subquery()
+    """Delete the first messages of a queue, of so many bytes together, and one at least. They come in any order."""
+    size = func.length(MessageRow.message).label("size")
     # MATERIALIZED, since Postgres may otherwise run the subquery, which locks, several times.
-    taken = _available(sql, count).cte("taken").prefix_with("MATERIALIZED", dialect="postgresql")
+    available = _available(sql, _queue_id(), bound_limit(), size)
+    first = available.cte("first").prefix_with("MATERIALIZED", dialect="postgresql")
+    return _delete_within_bytes(sql, first, [first.c.id])
+
+
+def _take_of_each(sql: Dialect) -> Construct:
+    """The same of many queues: the first message of each queue comes first."""
+    queue = sql.unnest("queue_ids").subquery("queue")
+    size = func.length(MessageRow.message).label("size")
+    rows = _available(sql, queue.c[0], bound_limit(), MessageRow.queue_id, size)
+    first, on = sql.first_of_each(rows, MessageRow.id)
+    size_of_first = first.c.size if "size" in first.c else func.length(first.c.message)
+    joined = select(first.c.id, size_of_first.label("size")).select_from(queue).join(first, on)
+    locked = joined.add_columns(first.c.queue_id).cte("locked").prefix_with("MATERIALIZED", dialect="postgresql")
+    place = func.row_number().over(partition_by=locked.c.queue_id, order_by=locked.c.id).label("place")
+    placed = select(locked.c.id, locked.c.size, place).cte("placed")
+    return _delete_within_bytes(sql, placed, [placed.c.place, placed.c.id])
+
+
+def _delete_within_bytes(sql: Dialect, messages: Any, order: list[Construct]) -> Construct:
+    """Delete messages that are given by id and size, in an order: of so many bytes together, and one at least."""
+    before = func.sum(messages.c.size).over(order_by=order) - messages.c.size
+    sized = select(messages.c.id, before.label("before")).subquery("sized")
+    taken = select(sized.c.id).where(sized.c.before < bindparam("bytes")).cte("taken")
     return delete(MessageRow).where(sql.looked_up_rows(MessageRow.id, taken)).returning(*_whole_row())
 
 
@@ -102,6 +182,37 @@ def _notify(sql: Dialect) -> Construct:
 def _put_back(sql: Dialect) -> Construct:
     """Insert rows that were taken. A row that is back already stays: the reply to an earlier try may be lost."""
     return sql.insert_rows(MessageRow, WHOLE_ROW).on_conflict_do_nothing(index_elements=[MessageRow.id])
+
+
+def _is_still_there(sql: Dialect) -> Construct:
+    """A row, if a stored connection has the queue, which was not cleared since the messages were taken."""
+    uncleared = or_(ConnectionRow.cleared_at.is_(None), ConnectionRow.cleared_at < sql.now("age"))
+    found = select(ConnectionRow.id).where(ConnectionRow.queue_id == bindparam("queue_id"), uncleared)
+    return found.limit(literal_column("1")).with_for_update(read=True, key_share=True)
+
+
+def _set_aside(sql: Dialect) -> Construct:
+    return sql.insert_rows(SetAsideRow, SET_ASIDE_ROW).on_conflict_do_nothing(index_elements=[SetAsideRow.id])
+
+
+def _discard(sql: Dialect) -> Construct:
+    """Delete a leased message, whether its lease has expired or not."""
+    return delete(MessageRow).where(_of_lease(sql)).returning(*_whole_row())
+
+
+def _retry_set_aside(sql: Dialect) -> Construct:
+    """Put all messages that were set aside back to their places."""
+    back = [getattr(SetAsideRow, column) for column in WHOLE_ROW]
+    columns = [getattr(MessageRow, column) for column in WHOLE_ROW]
+    return insert(MessageRow).from_select(columns, select(*back).order_by(SetAsideRow.id))
+
+
+def _delete_set_aside(sql: Dialect) -> Construct:
+    return delete(SetAsideRow)
+
+
+def _count_set_aside(sql: Dialect) -> Construct:
+    return select(func.count()).select_from(SetAsideRow)
 
 
 def _lease(sql: Dialect) -> Construct:
@@ -135,11 +246,29 @@ def _clear(sql: Dialect) -> Construct:
     return delete(MessageRow).where(MessageRow.queue_id == bindparam("queue_id"))
 
 
+def _note_cleared(sql: Dialect) -> Construct:
+    """Note when a queue was cleared, so that a stream puts nothing back that it has taken before. Where its channel has
+    a log, all events in it count as delivered."""
+    last = select(EventLogRow.last_position).where(EventLogRow.channel_id == ConnectionRow.channel_id).scalar_subquery()
+    cleared = {ConnectionRow.cleared_at: sql.now(), ConnectionRow.position: func.coalesce(last, ConnectionRow.position)}
+    return update(ConnectionRow).where(ConnectionRow.queue_id == bindparam("queue_id")).values(cleared)
+
+
 PUSH = NotifyingStatement.of(_push)
 PUSH_MANY = NotifyingStatement.of(_push_many)
 PUSH_TO_ALL = NotifyingStatement.of(_push_to_all)
 POP = Statement(_pop)
 TAKE = Statement(_take)
+TAKE_OF_EACH = Statement(_take_of_each)
+PUSH_TO_LISTENER = NotifyingStatement.returning(_push_to_listener)
+PUSH_TO_CHANNEL = NotifyingStatement.of(_push_to_channel)
+IS_STILL_THERE = Statement(_is_still_there)
+SET_ASIDE = Statement(_set_aside)
+DISCARD = Statement(_discard)
+RETRY_SET_ASIDE = NotifyingStatement.of(_retry_set_aside)
+DELETE_SET_ASIDE = Statement(_delete_set_aside)
+COUNT_SET_ASIDE = Statement(_count_set_aside)
+NOTE_CLEARED = Statement(_note_cleared)
 PUT_BACK = NotifyingStatement.of(_put_back)
 WITH_MESSAGES = Statement(_with_messages)
 NOTIFY = Statement(_notify)

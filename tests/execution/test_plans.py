@@ -8,7 +8,7 @@ many rows of others, and on each way to the driver.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -23,14 +23,20 @@ from sqlalchemy import URL, Connection, Engine, bindparam, create_engine, event,
 from eric_sse_sql import ChannelRepository, ConnectionRepository, Database, SqlQueue, SqlStorageEngine
 from eric_sse_sql.contract import ItemNotFound, make_connection, make_listener, register
 from eric_sse_sql.execution import postgres
-from eric_sse_sql.execution.statement import Statement
+from eric_sse_sql.execution.statement import NotifyingStatement, Statement
+from eric_sse_sql.keys import LISTENERS
 from eric_sse_sql.models import TABLE_NAMES, MessageRow
 from eric_sse_sql.queues import broadcast
+from eric_sse_sql.sql import connections, events, messages
+from eric_sse_sql.sql.connections import DELETE_LISTENER_OBJECT
 
 DEPTH, SHORT = 10_000, 200  # the messages of a deep queue, and those of a queue beside a deep one
 CHANNELS, OTHERS = 1_000, 3  # the channels of somebody else, and the connections of each
 CONNECTIONS = 10  # those of the channel that is measured
 POPPED, TAKEN, LOADED = 5, 500, 100  # messages, messages, channels
+PAGE = 50  # events of a log that are read or deleted at once
+WAITING = 200  # queues whose streams wait
+MIB = 1024 * 1024
 EXECUTIONS = 20  # psycopg prepares a statement at the sixth one, and Postgres may keep a plan from the eleventh on
 
 # How many rows each call may read: about twice what it reads, with deleted rows that an index still has, and with
@@ -47,7 +53,22 @@ LIMITS = {
     "fetch_one": 50,
     "broadcast": 10,
     "persist": 600,
+    "dispatch": 50,
+    "broadcast_to_channel": 100,
+    "find_connection": 50,
+    "feed": 2_500,
+    "append": 50,
+    "append_dispatch": 50,
+    "state": 50,
+    "events_after": 200,
+    "events_of_listener": 1_000,
+    "tail_start": 200,
+    "last_positions": 200,
+    "expire": 1_000,
+    "mark_seen": 100,
+    "find_missing": 100,
     "delete_connection": 2_000,
+    "delete_listener": 2_000,
     "delete_channel": 2_500,
 }
 
@@ -59,6 +80,9 @@ STATISTICS = {
     "made deep": ("", "ANALYZE"),
 }
 SINGLE, OTHER_WAYS = ("URL", "own engine"), ("observed engine", "transaction", "joined transaction")
+
+
+pytestmark = pytest.mark.usefixtures("without_notifier")
 
 
 class State(NamedTuple):
@@ -136,6 +160,8 @@ class Tables:
                 copy.format(table="sse_connections", columns=ids, where="channel_id"),
                 push.format("queue_id", "sse_connections"),
                 push.format("'theirs'", f"generate_series(1, {DEPTH})"),
+                *log("theirs", DEPTH),
+                *(statement for n in range(20) for statement in log(f"theirs {n}", SHORT)),
             )
         self.execute(
             *(
@@ -144,7 +170,20 @@ class Tables:
             ),
             push.format("queue_id", "stock.sse_connections WHERE channel_id = 'ours'"),
             push.format("'ours'", f"generate_series(1, {SHORT if beside_others else DEPTH})"),
+            *log("ours", SHORT if beside_others else DEPTH),
         )
+
+
+def log(channel_id: str, length: int) -> tuple[str, str]:
+    """Statements that make a log: of ten events, nine are dispatches to ten listeners, and one is a broadcast."""
+    return (
+        "INSERT INTO sse_event_logs (channel_id, epoch, last_position, first_position, last_event_at, replay_seconds) "
+        f"VALUES ('{channel_id}', 'e', {length}, 1, now(), 3600)",
+        "INSERT INTO sse_events (channel_id, position, listener_id, message_type, message, created_at) "
+        f"SELECT '{channel_id}', n, CASE WHEN n % 10 > 0 THEN '{channel_id} ' || n % {CONNECTIONS} END, 'm', message, "
+        f"now() - CASE WHEN n <= {PAGE} THEN interval '1 day' ELSE interval '1 second' END "
+        f"FROM stock.sse_messages, generate_series(1, {length}) AS n",
+    )
 
 
 def new_channel(database: Database, channel_id: str, connections: int) -> SSEChannel:
@@ -245,8 +284,7 @@ def measured(tables: Tables, way: str) -> Iterator[Measured]:
     with closing_engine(own), Database(tables.url if way == "URL" else own, schema=tables.schema) as database:
         if way == "observed engine":
             event.listen(database.engine, "before_cursor_execute", lambda *arguments: None)
-        database.watcher.close()
-        database.publisher.close()
+        database.background.leave(database.watcher)
         yield Measured(database, way)
 
 
@@ -312,8 +350,74 @@ class Calls:
         found = [connection.id for connection in self.connections.load_all("ours")]
         self.connections.delete(found[0] if found else "none")
 
+    def delete_listener(self) -> None:
+        """As the repository of eric-sse 2.1 does, which stores listeners under other keys."""
+        found = [connection.listener.id for connection in self.connections.load_all("ours")]
+        key = f"{LISTENERS}/{found[0] if found else 'none'}"
+        with self.database.transaction():
+            for statement in DELETE_LISTENER_OBJECT:
+                self.database.executor.run(statement, key=key)
+
     def delete_channel(self) -> None:
         self.channels.delete("ours")
+
+    # Those of eric-sse 2.1's channels, by their statements, since eric-sse 2.0 has no such channel.
+
+    def _run(self, statement: Statement, **parameters: Any) -> None:
+        self.database.executor.run(statement, **parameters)
+
+    def _push(self, statement: NotifyingStatement, **parameters: Any) -> None:
+        self._run(statement.plain, channel_id="ours", message_type="m", message=b"m", **parameters)
+
+    def _list(self, values: Iterable[object]) -> Any:
+        return self.database.executor.dialect.list_value([str(value) for value in values])
+
+    def dispatch(self) -> None:
+        self._push(messages.PUSH_TO_LISTENER, listener_id="ours 3", queue_id=None)
+
+    def broadcast_to_channel(self) -> None:
+        self._push(messages.PUSH_TO_CHANNEL, apart=self._list(["ours 1"]), unstored=self._list(["unstored"]))
+
+    def find_connection(self) -> None:
+        self._run(connections.OF_LISTENER, channel_id="ours", listener_id="ours 3")
+
+    def feed(self) -> None:
+        waiting = self._list(["ours", *(f"empty {n}" for n in range(WAITING))])
+        with self.database.transaction():
+            self._run(messages.TAKE_OF_EACH, queue_ids=waiting, count=PAGE, bytes=MIB)
+
+    def append(self) -> None:
+        self._push(events.APPEND, listener_id=None)
+
+    def append_dispatch(self) -> None:
+        self._push(events.APPEND_DISPATCH, listener_id="ours 3")
+
+    def state(self) -> None:
+        self._run(events.STATE, channel_id="ours", listener_id="ours 3", seen=7)
+
+    def events_after(self) -> None:
+        self._run(events.AFTER, channel_id="ours", after=SHORT // 2, count=PAGE, bytes=MIB)
+
+    def events_of_listener(self) -> None:
+        between = {"after": SHORT // 2, "last": DEPTH}
+        self._run(events.OF_LISTENER, channel_id="ours", listener_id="ours 3", count=PAGE, bytes=MIB, **between)
+
+    def tail_start(self) -> None:
+        self._run(events.TAIL_START, channel_id="ours", count=PAGE, bytes=MIB)
+
+    def last_positions(self) -> None:
+        self._run(events.LAST_POSITIONS, channel_ids=self._list(["ours", *(f"empty {n}" for n in range(10))]))
+
+    def expire(self) -> None:
+        with self.database.transaction():
+            self._run(events.EXPIRE, channel_id="ours", count=PAGE)
+            self._run(events.TRIM, channel_id="ours")
+
+    def mark_seen(self) -> None:
+        self._run(connections.MARK_SEEN, connection_ids=self._list(f"ours {n}" for n in range(10)))
+
+    def find_missing(self) -> None:
+        self._run(connections.MISSING, connection_ids=self._list(f"ours {n}" for n in range(10)))
 
 
 def prepare(measure: Measured, tables: Tables) -> None:
@@ -326,7 +430,7 @@ def prepare(measure: Measured, tables: Tables) -> None:
             if name == "persist":
                 with measure.scope():
                     calls.delete_channel()
-    tables.execute("DELETE FROM sse_messages")
+    tables.execute(*(f"DELETE FROM {table}" for table in ("sse_messages", "sse_events", "sse_event_logs")))
     # All but those that ask for a new plan at each execution.
     assert [sql for sql in measure.statements_without_kept_plan() if "generate_series" not in sql] == []
 
@@ -345,6 +449,7 @@ def test_a_call_reads_rows_in_proportion_to_what_it_takes_or_loads(state: State,
         assert measure.rows_read(calls.take) <= LIMITS["take"]
         clock.now += 2 * postgres.PLAN_SECONDS
         rows = {name: measure.rows_read(getattr(calls, name)) for name in LIMITS}
+        rows["delete_channel"] -= 0 if state.is_beside_others else DEPTH  # the events, which it deletes
         assert {name: number for name, number in rows.items() if number > LIMITS[name]} == {}
 
 
