@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from asyncio import AbstractEventLoop
 from collections.abc import MutableMapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import timedelta
 from types import TracebackType
-from typing import Any
-from weakref import WeakKeyDictionary, finalize
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary, WeakValueDictionary, finalize
 
 from eric_sse.exception import RepositoryError
 from sqlalchemy import URL, Connection, Engine
@@ -22,15 +21,25 @@ from eric_sse_sql.execution.driver import CommitSignal
 from eric_sse_sql.execution.engines import are_same_database, driver_of, open_engine
 from eric_sse_sql.execution.executor import Executor
 from eric_sse_sql.execution.options import check_engine_options
-from eric_sse_sql.sql import pruning
-from eric_sse_sql.wakeups.notifier import channel_name
-from eric_sse_sql.wakeups.outage import Outage
+from eric_sse_sql.execution.statement import Statement
+from eric_sse_sql.sql import connections, events, messages, pruning
+from eric_sse_sql.wakeups.background import Background, background_of
+from eric_sse_sql.wakeups.expiry import EXPIRED_PAGE, expire
 from eric_sse_sql.wakeups.publisher import Publisher
-from eric_sse_sql.wakeups.sources import source_maker
 from eric_sse_sql.wakeups.watcher import QueueWatcher
 
 _HEAD = "leave it out for the newest one"
+PRUNE_ROWS = 1000  # deleted by one statement of prune(), at most
 MAX_AGE = timedelta(days=365_000)  # within what both databases can subtract from their clocks
+
+
+class Pruned(NamedTuple):
+    """How many rows :meth:`Database.prune` has deleted."""
+
+    messages: int  # of queues that no connection has, and that are not stored
+    connections: int  # that were not streamed for a time
+    set_aside: int  # messages of such queues that could not be decoded
+    events: int  # that their channel's log has kept long enough
 
 
 class Database(PersistentReference):
@@ -78,16 +87,19 @@ class Database(PersistentReference):
             validate_schema(schema, has_schemas=driver.has_schemas)
             check_engine_options(engine, schema, is_in_memory=driver.commit_signal is CommitSignal.UNREACHABLE)
         self.executor = Executor(driver, owns_engine=owns_engine, schema=schema)
+        self.background = background_of(driver, notifies=notify)
+        self.watcher = QueueWatcher(self.executor)
         notifies = notify and driver.commit_signal is CommitSignal.NOTIFICATION
-        channel = channel_name(schema) if notifies else None
-        self.watcher = QueueWatcher(self.executor, source_maker(driver, channel), Outage())
-        self.publisher = Publisher(self.executor, self.watcher, channel)
-        #: What streams keep for each event loop, until the loop is collected.
-        self.loop_state: MutableMapping[AbstractEventLoop, Any] = WeakKeyDictionary()
-        for part in (self.executor, self.publisher.throttle, self.watcher):
+        self.publisher = Publisher(self.executor, self.watcher, self.background.throttle if notifies else None)
+        #: What streams keep for each event loop, until the loop is collected, and for all of them.
+        self.loop_state: MutableMapping[Any, Any] = WeakKeyDictionary()
+        #: The logs of channels that streams of this process read, by the id of the channel.
+        self.event_logs: WeakValueDictionary[str, Any] = WeakValueDictionary()
+        self.background.enter(self.watcher)
+        for part in (self.executor, self.watcher):
             fork.register(part)
         # A Database that is dropped without close() leaves no connection and no thread behind.
-        finalize(self, _close, self.publisher, self.watcher, self.executor)
+        finalize(self, _close, self.background, self.publisher, self.watcher, self.executor)
 
     @property
     def engine(self) -> Engine:
@@ -181,32 +193,99 @@ class Database(PersistentReference):
 
     # Housekeeping
 
-    def prune(self, older_than: timedelta) -> int:
-        """Delete messages of queues that no connection has and that ``QueueRepository`` has not stored: those pushed to
-        a queue that was never persisted, or is deleted. Three statements; they read whole tables.
+    def prune(self, older_than: timedelta, *, unseen_for: timedelta | None = None) -> Pruned:
+        """Delete what is owned by no connection any more and, on request, connections that nobody streams.
 
-        Messages of a queue that the application uses by itself, without any connection, are among them.
+        Messages of queues that no connection has and that ``QueueRepository`` has not stored are deleted: those pushed
+        to a queue that was never persisted, or is deleted. Messages of a queue that the application uses by itself,
+        without any connection, are among them. Events that their log has kept long enough are deleted, too, and what is
+        left of the logs of channels that are not stored.
+
+        A transaction deletes at most a thousand messages or events, or a thousand connections with all that is theirs.
 
         :param older_than: the age, on the clock of the database, below which a message stays: connections may be
-            persisted after the first message. At most 365,000 days
-        :returns: how many messages were deleted that had not been delivered
-        :raises RepositoryError: for an age out of range, and for any fault of the database, which then is as it was
+            persisted after the first message. From 0 to 365,000 days
+        :param unseen_for: how long no stream of a connection was alive, or, of one that was never streamed, how long it
+            is stored; such connections are deleted with their messages, listeners and queues. By default, none are
+        :returns: how many rows were deleted
+        :raises RepositoryError: for an age out of range, inside :meth:`transaction` or :meth:`join`, and for any fault
+            of the database
         """
-        validate_type("older_than", older_than, timedelta, "write timedelta(days=7), for example")
-        if not -MAX_AGE <= older_than <= MAX_AGE:
-            raise RepositoryError(f"older_than must be at most {MAX_AGE.days:,} days") from ValueError(older_than)
-        age = self.executor.dialect.seconds_value(-older_than.total_seconds())
-        with repository_errors("the messages can't be pruned"), self.transaction():
-            pruned = self.executor.change(pruning.MESSAGES, age=age)
-            self.executor.run(pruning.DELIVERED, age=age)
-            self.executor.run(pruning.POSITIONS)
-            return pruned
+        age = self._age("older_than", older_than)
+        unseen = None if unseen_for is None else self._age("unseen_for", unseen_for)
+        if self.in_transaction():
+            raise RepositoryError("prune() runs many transactions; call it outside of transaction() and join()")
+        with repository_errors("the database can't be pruned"):
+            gone = 0 if unseen is None else self._prune_connections(unseen)
+            orphans = self._prune_rows(pruning.MESSAGES, age, 0)
+            set_aside = self._prune_rows(pruning.SET_ASIDE, age, 0)
+            expired = self._prune_events()
+            self._prune_rows(pruning.LOGS, age, "")
+        return Pruned(orphans, gone, set_aside, expired)
+
+    def _age(self, name: str, age: timedelta) -> Any:
+        validate_type(name, age, timedelta, "write timedelta(days=7), for example")
+        if not timedelta(0) <= age <= MAX_AGE:
+            raise RepositoryError(f"{name} must be from 0 to {MAX_AGE.days:,} days") from ValueError(age)
+        return self.executor.dialect.seconds_value(-age.total_seconds())
+
+    def _prune_rows(self, statement: Statement, age: Any, first: int | str) -> int:
+        deleted, after = 0, first
+        while True:
+            page = [key for (key,) in self.executor.run(statement, age=age, after=after, count=PRUNE_ROWS)]
+            deleted += len(page)
+            if len(page) < PRUNE_ROWS:
+                return deleted
+            after = max(page)
+
+    def _prune_events(self) -> int:
+        deleted, after = 0, ""
+        while True:
+            page = [key for (key,) in self.executor.run(events.WITH_EXPIRED, after=after, count=PRUNE_ROWS)]
+            for channel_id in page:
+                expired = EXPIRED_PAGE
+                while expired == EXPIRED_PAGE:
+                    expired = expire(self.executor, channel_id)
+                    deleted += expired
+            if len(page) < PRUNE_ROWS:
+                return deleted
+            after = page[-1]
+
+    def _prune_connections(self, age: Any) -> int:
+        deleted, after = 0, ""
+        while True:
+            with self.transaction():
+                found = self.executor.run(connections.UNSEEN, age=age, after=after, count=PRUNE_ROWS)
+                page = [row_id for (row_id,) in found]
+                if page:
+                    connection_ids = self.executor.dialect.list_value(page)
+                    for statement in connections.DELETE_CONNECTIONS:
+                        self.executor.run(statement, connection_ids=connection_ids)
+            deleted += len(page)
+            if len(page) < PRUNE_ROWS:
+                return deleted
+            after = page[-1]
+
+    def count_set_aside(self) -> int:
+        """How many messages were set aside, since they could not be decoded. One statement."""
+        with repository_errors("the messages that were set aside can't be counted"):
+            ((count,),) = self.executor.run(messages.COUNT_SET_ASIDE)
+        return int(count)
+
+    def retry_set_aside(self) -> int:
+        """Put all messages that were set aside back to their places in their queues, in one transaction.
+
+        :returns: how many there were
+        """
+        with repository_errors("the messages that were set aside can't be put back"), self.transaction():
+            self.executor.run(messages.RETRY_SET_ASIDE.plain)
+            return self.executor.change(messages.DELETE_SET_ASIDE)
 
     # Life
 
     def close(self) -> None:
         """End all waits, and close the connections of an engine that was made here. Later calls raise."""
-        _close(self.publisher, self.watcher, self.executor)
+        _close(self.background, self.publisher, self.watcher, self.executor)
 
     def check_open(self) -> None:
         """Do nothing, unless the database is closed.
@@ -233,8 +312,12 @@ class Database(PersistentReference):
         return f"Database({self.engine.url!r})"  # SQLAlchemy hides the password
 
 
-def _close(publisher: Publisher, watcher: QueueWatcher, executor: Executor) -> None:
+def _close(background: Background, publisher: Publisher, watcher: QueueWatcher, executor: Executor) -> None:
     publisher.close()
+    background.stream_threads.finish()  # what was fetched for streams that have ended goes back
+    with suppress(RepositoryError):  # where it fails, the streams begin a little earlier
+        watcher.presence.write_positions()
     executor.refuse_calls()
+    background.leave(watcher)
     watcher.close()
     executor.close()

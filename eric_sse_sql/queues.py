@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from operator import attrgetter
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from eric_sse.connection import Connection
 from eric_sse.exception import NoMessagesException, RepositoryError
@@ -30,10 +31,12 @@ from eric_sse_sql.wakeups.watcher import FALLBACK_SECONDS
 MAX_TYPE_CHARACTERS = 255
 MAX_LEASE_SECONDS = YEAR_SECONDS
 MAX_BATCH = 2**31 - 1  # messages
-
 _DATABASE = "write Database(url), or Database(engine)"
+MAX_TAKEN_BYTES = 8 * 1024 * 1024  # of the messages that are taken at once; a single one may be larger
 
 Taken = TypeVar("Taken")
+
+logger = logging.getLogger("eric_sse_sql")
 
 
 class Delivery(MessageContract):
@@ -58,6 +61,26 @@ class Delivery(MessageContract):
         return self.message.payload
 
 
+class ListenerLog(Protocol):
+    """The events of one listener in the log of its channel, as its queue."""
+
+    @property
+    def watch(self) -> QueueWatch:
+        """What this process knows of the log."""
+
+    def push(self, message: MessageContract) -> None:
+        """Append an event for the listener alone."""
+
+    def pop(self) -> MessageContract:
+        """Deliver the next event, to one of all callers.
+
+        :raises NoMessagesException: when there is none
+        """
+
+    def count(self) -> int:
+        """How many events wait."""
+
+
 class SqlQueue(PersistableQueue):
     """A queue of messages in the database, for any number of producers and consumers in any processes.
 
@@ -80,6 +103,9 @@ class SqlQueue(PersistableQueue):
         self._database = validate_type("database", database, Database, _DATABASE)
         self._queue_id = new_id() if queue_id is None else validate_key("a queue id", queue_id)
         self._watch: QueueWatch | None = None
+        self._listener: tuple[str, str] | None = None  # the ids of its channel and its listener, where they are known
+        #: The log of its channel, if that has one: its messages are there.
+        self.log: ListenerLog | None = None
         self._empty_version: int | None = None  # the version of the watch at which the queue was found empty
 
     @property
@@ -94,10 +120,21 @@ class SqlQueue(PersistableQueue):
 
     @property
     def watch(self) -> QueueWatch:
-        """What this process knows of the queue."""
+        """What this process knows of the queue, or of the log that has its messages."""
+        if self.log is not None:
+            return self.log.watch
         if self._watch is None:
-            self._watch = self._database.watcher.watch(self._queue_id)
+            watcher = self._database.watcher
+            self._watch = watcher.watch(self._queue_id)
+            if self._listener is not None:
+                watcher.place(self._watch, *self._listener)
         return self._watch
+
+    def note_listener(self, channel_id: str, listener_id: str) -> None:
+        """Note for which listener of which channel the queue is, so that it is watched for their messages alone."""
+        self._listener = channel_id, listener_id
+        if self._watch is not None:
+            self._database.watcher.place(self._watch, channel_id, listener_id)
 
     @property
     def is_known_empty(self) -> bool:
@@ -116,6 +153,9 @@ class SqlQueue(PersistableQueue):
 
         :raises RepositoryError: when the message can't be stored, or could not be read back
         """
+        if self.log is not None:
+            self.log.push(message)
+            return
         row = self._row(message)
         with repository_errors("the message can't be pushed"):
             self._database.publisher.publish(messages.PUSH, [self._queue_id], **row)
@@ -129,6 +169,11 @@ class SqlQueue(PersistableQueue):
             raise RepositoryError(
                 f"push_many() takes a list of messages, not {kind_of(many)}; push() takes one"
             ) from TypeError(kind_of(many))
+        if self.log is not None:
+            with self._database.transaction():
+                for message in many:
+                    self.log.push(message)
+            return
         rows = [self._row(message) for message in many]
         with repository_errors("the messages can't be pushed"), self._database.transaction():
             self._database.publisher.publish_many(messages.PUSH_MANY, [self._queue_id], rows)
@@ -136,39 +181,70 @@ class SqlQueue(PersistableQueue):
     def pop(self) -> MessageContract:
         """Remove the first message and return it. One statement; none where the queue is known to be empty.
 
-        :raises NoMessagesException: when the queue is empty, or every message is leased or being taken
-        :raises RepositoryError: when it can't be read; then it goes back to its place
-        """
-        with repository_errors("the message can't be popped"):
-            row = TakenMessage._make(self._first(messages.POP))
-            try:
-                return self.decoded(row.message)
-            except BaseException:
-                self.put_back([row])
-                raise
+        A message that can't be decoded is set aside, and the next one is returned.
 
-    def take(self, most: int) -> list[TakenMessage]:
+        :raises NoMessagesException: when there is none that another consumer is not taking
+        """
+        if self.log is not None:
+            return self.log.pop()
+        with repository_errors("the message can't be popped"):
+            while True:
+                row = TakenMessage._make(self._first(messages.POP))
+                try:
+                    return self.decoded(row.message)
+                except RepositoryError as error:
+                    self.set_aside(row, error)
+                except BaseException:
+                    self.put_back([row])
+                    raise
+
+    def take(self, most: int, max_bytes: int = MAX_TAKEN_BYTES) -> list[TakenMessage]:
         """Remove the first messages and return their rows, in order, without decoding them. One statement.
 
-        :param most: how many at most
+        They leave the table once the client has them: whatever fails before, they stay.
+
+        :param max_bytes: of all messages together; the first one may be larger
         :raises RepositoryError: for any fault of the database
         """
         validate_number("most", most, 0, MAX_BATCH, whole=True)
-        with repository_errors("the messages can't be taken"):
-            rows = self._database.executor.run(messages.TAKE, queue_id=self._queue_id, count=most)
-        return sorted(map(TakenMessage._make, rows), key=attrgetter("id"))
+        with repository_errors("the messages can't be taken"), self._database.transaction():
+            rows = self._database.executor.run(messages.TAKE, queue_id=self._queue_id, count=most, bytes=max_bytes)
+            return sorted(map(TakenMessage._make, rows), key=attrgetter("id"))
 
-    def put_back(self, rows: Iterable[TakenMessage]) -> None:
+    def put_back(self, rows: Iterable[TakenMessage], since: float | None = None) -> None:
         """Put messages that were taken, and not delivered, back to their places. One statement.
 
         It may be repeated: a message that is back already stays once.
+
+        :param since: when they were taken from the queue of a stored connection, on the clock of time.monotonic():
+            nothing is put back where the connection was deleted, or the queue was cleared, since then
         """
         taken = [
             validate_type("each row", row, TakenMessage, "put back what take() returned")._asdict() for row in rows
         ]
-        if taken:
-            with repository_errors("the messages can't be put back"), self._database.transaction():
-                self._database.publisher.publish_many(messages.PUT_BACK, [self._queue_id], taken)
+        if not taken:
+            return
+        executor = self._database.executor
+        with repository_errors("the messages can't be put back"), self._database.transaction():
+            if since is not None:
+                age = executor.dialect.seconds_value(since - time.monotonic())
+                if not executor.run(messages.IS_STILL_THERE, queue_id=self._queue_id, age=age):
+                    return
+            self._database.publisher.publish_many(messages.PUT_BACK, [self._queue_id], taken)
+
+    def set_aside(self, row: TakenMessage, error: RepositoryError) -> None:
+        """Keep a message that was taken and can't be decoded apart, with the reason. One statement, and one log line.
+
+        ``Database.retry_set_aside`` puts it back.
+        """
+        logger.warning(
+            "message %s of queue %s can't be decoded, and was set aside in sse_set_aside_messages: %s",
+            row.id,
+            self._queue_id,
+            error,
+        )
+        with repository_errors("the message can't be set aside"), self._database.transaction():
+            self._database.executor.run_many(messages.SET_ASIDE, [{**row._asdict(), "reason": str(error)}])
 
     @contextmanager
     def receive(self, lease: float = 30.0) -> Iterator[Delivery]:
@@ -179,20 +255,25 @@ class SqlQueue(PersistableQueue):
         and the acknowledgement.
 
         :param lease: how long the block may take, in seconds: more than 0, at most a year
+        A message that can't be decoded is set aside, and the next one is taken.
+
         :raises NoMessagesException: when the queue is empty, or every message is leased or being taken
-        :raises RepositoryError: when it can't be read, and is back in the queue; or when the lease had expired before
-            the block ended: then the message is not acknowledged, and another consumer may have it
+        :raises RepositoryError: when the lease had expired before the block ended: then the message is not
+            acknowledged, and another consumer may have it
         """
         with self._delivered(self._lease(lease), lease) as delivery:
             yield delivery
 
     def clear(self) -> None:
-        """Delete all messages, leased ones too. One statement."""
-        with repository_errors("the queue can't be cleared"):
+        """Delete all messages, leased ones too, and those that a stream has fetched. Two statements."""
+        with repository_errors("the queue can't be cleared"), self._database.transaction():
+            self._database.executor.run(messages.NOTE_CLEARED, queue_id=self._queue_id)
             self._database.executor.run(messages.CLEAR, queue_id=self._queue_id)
 
     def __len__(self) -> int:
         """How many messages wait, without those that are leased. One statement, which counts them."""
+        if self.log is not None:
+            return self.log.count()
         with repository_errors("the messages can't be counted"):
             ((count,),) = self._database.executor.run(messages.DEPTH, queue_id=self._queue_id)
         return int(count)
@@ -214,11 +295,26 @@ class SqlQueue(PersistableQueue):
         """The context of the signatures of the queue's messages."""
         return messages.CONTEXT + self._queue_id
 
-    def _lease(self, seconds: float) -> LeasedMessage:
+    def _lease(self, seconds: float) -> tuple[LeasedMessage, MessageContract]:
+        """Lease the first message that can be decoded."""
         _check_lease(seconds)
+        if self.log is not None:
+            raise RepositoryError(
+                "messages of a channel with replay_seconds are in its log, which has no leases; take them with pop(), "
+                "or make the channel without replay_seconds"
+            )
+        executor = self._database.executor
         with repository_errors("the message can't be received"):
-            lease = self._database.executor.dialect.seconds_value(seconds)
-            return LeasedMessage._make(self._first(messages.LEASE, lease=lease))
+            lease = executor.dialect.seconds_value(seconds)
+            while True:
+                leased = LeasedMessage._make(self._first(messages.LEASE, lease=lease))
+                try:
+                    return leased, self.decoded(leased.message)
+                except RepositoryError as error:
+                    with self._database.transaction():
+                        held = {"id": leased.id, "delivery_count": leased.delivery_count}
+                        for row in executor.run(messages.DISCARD, **held):
+                            self.set_aside(TakenMessage._make(row), error)
 
     def _first(self, statement: Statement, **parameters: Any) -> Row:
         """The row of the first message, unless the queue is known to be empty."""
@@ -233,15 +329,16 @@ class SqlQueue(PersistableQueue):
             return rows[0]
         if not database.in_transaction():
             if known is not None:  # empty twice: the caller asks again and again
-                database.watcher.start()
+                database.background.poller.start()
             self._empty_version = version
         raise NoMessagesException
 
     @contextmanager
-    def _delivered(self, leased: LeasedMessage, lease: float) -> Iterator[Delivery]:
+    def _delivered(self, taken: tuple[LeasedMessage, MessageContract], lease: float) -> Iterator[Delivery]:
+        leased, message = taken
         held = {"id": leased.id, "delivery_count": leased.delivery_count}
         try:
-            yield Delivery(self.decoded(leased.message), leased.delivery_count)
+            yield Delivery(message, leased.delivery_count)
         except BaseException:
             with suppress(RepositoryError), repository_errors("the message can't be released"):
                 self._database.publisher.publish(messages.RELEASE, [self._queue_id], **held)  # or the lease expires
@@ -256,7 +353,7 @@ class SqlQueue(PersistableQueue):
 
     def _row(self, message: MessageContract) -> dict[str, Any]:
         blob = self._database.codec.encode(message, self.context, self._database)
-        return {"queue_id": self._queue_id, "message_type": _type_of(message), "message": blob}
+        return {"queue_id": self._queue_id, "message_type": type_of(message), "message": blob}
 
     @property
     def kv_key(self) -> str:
@@ -319,7 +416,7 @@ class BlockingSqlQueue(SqlQueue):
                 left = FALLBACK_SECONDS if give_up is None else give_up - time.monotonic()
                 if left <= 0:
                     raise
-            self._database.watcher.start()
+            self._database.background.poller.start()
             self.watch.wait_for_change(version, min(left, FALLBACK_SECONDS))
 
 
@@ -338,12 +435,22 @@ class SqlConnectionsFactory(ConnectionsFactory):
             ) from TypeError(kind_of(queue_class))
         self._queue_class = queue_class
 
+    @property
+    def database(self) -> Database:
+        """Where the messages are."""
+        return self._database
+
     def create(self, listener: MessageQueueListener | None = None) -> Connection:
         """A new connection, with an empty queue.
 
         :param listener: by default a new one
         """
         return make_connection(listener or MessageQueueListener(), self._queue_class(self._database), new_id())
+
+
+def is_pushed_by_statement(queue: Queue) -> bool:
+    """Whether a message may be added to a queue by a statement, without its ``push``."""
+    return isinstance(queue, SqlQueue) and type(queue).push is SqlQueue.push
 
 
 def broadcast(message: MessageContract, queues: Iterable[Queue]) -> None:
@@ -355,7 +462,7 @@ def broadcast(message: MessageContract, queues: Iterable[Queue]) -> None:
     """
     by_database: dict[Database, list[SqlQueue]] = {}
     for queue in queues:
-        if isinstance(queue, SqlQueue) and type(queue).push is SqlQueue.push:
+        if isinstance(queue, SqlQueue) and is_pushed_by_statement(queue):
             by_database.setdefault(queue.database, []).append(queue)
         else:
             queue.push(message)
@@ -364,7 +471,7 @@ def broadcast(message: MessageContract, queues: Iterable[Queue]) -> None:
 
 
 def _push_to_all(database: Database, queues: Sequence[SqlQueue], message: MessageContract) -> None:
-    codec, kind, ids = database.codec, _type_of(message), [queue.id for queue in queues]
+    codec, kind, ids = database.codec, type_of(message), [queue.id for queue in queues]
     pickled = codec.pickled(message, database)
     with repository_errors("the message can't be broadcast"):
         if codec.signs:
@@ -393,7 +500,7 @@ def _give_up_time(timeout: float | None) -> float | None:
     return time.monotonic() + max(timeout, 0) if timeout <= YEAR_SECONDS else None
 
 
-def _type_of(message: MessageContract) -> str:
+def type_of(message: MessageContract) -> str:
     """The message's type as the table shows it to people."""
     kind = str(message.type if hasattr(message, "type") else class_path(type(message)))[:MAX_TYPE_CHARACTERS]
     if kind.isascii() and "\0" not in kind:

@@ -15,6 +15,7 @@ from sqlalchemy import URL, create_engine, make_url, text
 from eric_sse_sql import Database, SqlQueue, SqlStorageEngine
 from eric_sse_sql.contract import KvStorageEngine
 from eric_sse_sql.models import TABLE_NAMES
+from eric_sse_sql.wakeups import notifier
 from support.catalog import connected
 from support.databases import application_engine, opened
 from support.queues import BlockingQueueWithoutWait, Queues, SqlQueues, UpstreamQueues
@@ -174,6 +175,12 @@ def _url(backend: str, request: pytest.FixtureRequest, tmp_path: Path) -> Iterat
         with engine.begin() as connection:
             connection.execute(text(f"TRUNCATE {', '.join(sorted(TABLE_NAMES))}"))
         engine.dispose()
+
+
+@pytest.fixture
+def without_notifier(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each push on a database that is made from now on notifies by itself, and no background thread does."""
+    monkeypatch.setattr(notifier, "WINDOW_SECONDS", 0.0)
 
 
 @pytest.fixture

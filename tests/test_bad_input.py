@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from eric_sse.connection import Connection
-from eric_sse.exception import RepositoryError
+from eric_sse.exception import NoMessagesException, RepositoryError
 from eric_sse.listener import MessageQueueListener
 from eric_sse.message import Message
 from eric_sse.queues import InMemoryQueue
@@ -75,6 +75,19 @@ def refused(database: Database, message: str) -> Iterator[None]:
     queue.push(Message("next"))
     assert (storage.fetch_one("key"), queue.pop().type) == ("value", "next")
     storage.delete("key")
+
+
+def is_set_aside(queue: SqlQueue, reason: str, logged: pytest.LogCaptureFixture) -> bool:
+    """Whether the only message of a queue is set aside when it is popped, with a reason that quotes no value."""
+    logged.clear()
+    with pytest.raises(NoMessagesException):
+        queue.pop()
+    (line,) = logged.messages
+    rows = text("SELECT reason FROM sse_set_aside_messages WHERE queue_id = :queue ORDER BY id DESC")
+    with queue.database.engine.connect() as connection:
+        told = str(connection.scalar(rows, {"queue": queue.id}))
+    assert SECRET not in line + told
+    return reason in told and told in line
 
 
 def store(database: Database, blob: Any, key: str = "key") -> None:
@@ -221,24 +234,25 @@ BAD_BLOBS = {
 
 
 @pytest.mark.parametrize("name", BAD_BLOBS)
-def test_an_invalid_blob_is_refused_and_stays_in_its_table(used: Database, name: str) -> None:
+def test_an_invalid_blob_of_an_entry_is_refused_and_one_of_a_message_is_set_aside(
+    used: Database, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
     store(used, BAD_BLOBS[name])
-    storage, queue = SqlStorageEngine(used), SqlQueue(used, "key")
+    storage = SqlStorageEngine(used)
     for call in (
         lambda: storage.fetch_one("key"),
         lambda: list(storage.fetch_by_prefix("k")),
         lambda: list(storage.fetch_all()),
-        queue.pop,
-        queue.pop,
     ):
         with refused(used, ""):
             call()
-    assert stored(used, "sse_messages", "message") == [BAD_BLOBS[name]]
+    assert is_set_aside(SqlQueue(used, "key"), "", caplog)
+    assert stored(used, "sse_set_aside_messages", "message") == [BAD_BLOBS[name]]
     storage.upsert("key", "mended")
     assert storage.fetch_one("key") == "mended"
 
 
-def test_a_text_in_the_column_of_a_blob_is_refused(tmp_path: Path) -> None:
+def test_a_text_in_the_column_of_a_blob_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Only SQLite takes a text, or a number, where a blob belongs."""
     with Database(f"sqlite:///{tmp_path / 'test.db'}") as database:
         database.upgrade()
@@ -246,13 +260,13 @@ def test_a_text_in_the_column_of_a_blob_is_refused(tmp_path: Path) -> None:
             store(database, blob)
             with refused(database, "a stored blob can't be read"):
                 SqlStorageEngine(database).fetch_one("key")
-            with refused(database, "a stored blob can't be read"):
-                SqlQueue(database, "key").pop()
+            assert is_set_aside(SqlQueue(database, "key"), "a stored blob can't be read", caplog)
+        assert stored(database, "sse_set_aside_messages", "message") == [1.5, 5, SECRET]  # as SQLite orders them
 
 
-def test_a_signed_blob_is_valid_in_its_own_row_only(used: Database) -> None:
+def test_a_signed_blob_is_valid_in_its_own_row_only(used: Database, caplog: pytest.LogCaptureFixture) -> None:
     used.codec = PickleCodec(signing_keys=[b"k" * 16])
-    storage, queue = SqlStorageEngine(used), SqlQueue(used, "kv/key")
+    storage = SqlStorageEngine(used)
     storage.upsert("key", SECRET)
     storage.upsert("other", "value")
     for key in ("queue", "kv/key"):
@@ -264,10 +278,9 @@ def test_a_signed_blob_is_valid_in_its_own_row_only(used: Database) -> None:
     assert storage.fetch_one("key") == SECRET
     with refused(used, "the blob of kv_entries/kv/other has no valid signature"):
         storage.fetch_one("other")
-    with refused(used, "the blob of sse_messages/kv/key has no valid signature"):
-        queue.pop()
-    with refused(used, "the blob of sse_messages/queue has no valid signature"):
-        SqlQueue(used, "queue").pop()
+    for key in ("kv/key", "queue"):
+        reason = f"the blob of sse_messages/{key} has no valid signature"
+        assert is_set_aside(SqlQueue(used, key), reason, caplog)
 
 
 # Databases

@@ -57,24 +57,6 @@ def test_each_queue_has_an_id_of_its_own(database: Database) -> None:
         SqlQueue(database, 7)  # type: ignore[arg-type]
 
 
-def test_an_unreadable_message_stays_at_its_place(database: Database) -> None:
-    queue = SqlQueue(database)
-    for n in range(3):
-        queue.push(Message("m", n))
-    with database.engine.begin() as connection:
-        good = connection.scalar(text("SELECT message FROM sse_messages ORDER BY id LIMIT 1"))
-        first = connection.scalar(text("SELECT min(id) FROM sse_messages"))
-        damage = text("UPDATE sse_messages SET message = :blob WHERE id = :id")
-        connection.execute(damage, {"blob": good[:-5], "id": first})
-    for _ in range(2):
-        with pytest.raises(RepositoryError, match="damaged"):
-            queue.pop()
-        assert table_counts(database)["sse_messages"] == 3
-    with database.engine.begin() as connection:
-        connection.execute(damage, {"blob": good, "id": first})
-    assert drain(queue) == [0, 1, 2]
-
-
 def test_a_message_that_can_not_be_stored_is_not_pushed(database: Database) -> None:
     queue = SqlQueue(database)
     with pytest.raises(RepositoryError, match=r"function .* can't be stored"):
@@ -134,7 +116,7 @@ def test_a_queue_is_as_long_as_it_has_messages_and_true_without_any(database: Da
     seen = statements(database)
     assert len(queue) == 3 and len(seen) == 1
     queue.clear()
-    assert len(seen) == 2
+    assert len(seen) == 3
     assert (len(queue), len(other)) == (0, 1)
     seen.clear()
     assert queue and other
@@ -199,20 +181,6 @@ def test_a_message_of_a_dead_consumer_is_delivered_again_when_its_lease_has_expi
     waited = BlockingSqlQueue(database, queue.id).receive(timeout=30)
     with waited as delivery:
         assert (delivery.payload, delivery.delivery_count) == (0, 2)
-
-
-def test_an_unreadable_message_that_is_received_stays_at_its_place(database: Database) -> None:
-    queue = SqlQueue(database)
-    queue.push_many([Message("n", 0), Message("n", 1)])
-    with database.engine.begin() as connection:
-        good = connection.scalar(text("SELECT message FROM sse_messages ORDER BY id LIMIT 1"))
-        damage = text("UPDATE sse_messages SET message = :blob WHERE id = (SELECT min(id) FROM sse_messages)")
-        connection.execute(damage, {"blob": b"damaged"})
-    with pytest.raises(RepositoryError, match="damaged"), queue.receive():
-        pass
-    with database.engine.begin() as connection:
-        connection.execute(damage, {"blob": good})
-    assert drain(queue) == [0, 1]
 
 
 @pytest.mark.parametrize("lease", [0, -1, float("nan")])

@@ -28,11 +28,19 @@ class Outage:
 
     def end(self, caller: object) -> None:
         """A caller has succeeded."""
+        if not self._failing:  # the common case, without the lock
+            return
         with self._lock:
             if caller in self._failing:
                 self._failing.discard(caller)
                 if not self._failing:
                     logger.warning("the database can be queried again")
+
+    def before_fork(self) -> None:
+        """The lock is replaced in the child."""
+
+    def after_fork_in_parent(self) -> None:
+        """The parent's callers go on."""
 
     def after_fork_in_child(self) -> None:
         """Forget the parent's callers, and replace the lock, which its threads may hold."""

@@ -5,6 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from weakref import WeakValueDictionary
+
+from eric_sse_sql.wakeups.topics import Topics
 
 logger = logging.getLogger("eric_sse_sql")
 
@@ -16,13 +19,25 @@ class QueueWatch:
     empty can skip the query until the version changes.
     """
 
-    __slots__ = ("__weakref__", "_callbacks", "_lock", "is_armed", "position", "queue_id", "version")
+    __slots__ = (
+        "__weakref__",
+        "_callbacks",
+        "_lock",
+        "channels",
+        "is_armed",
+        "mark",
+        "queue_id",
+        "topics",
+        "version",
+    )
 
-    def __init__(self, queue_id: str) -> None:
+    def __init__(self, queue_id: str, topics: Topics) -> None:
         self.queue_id = queue_id
+        self.topics = topics  # of the notifications that are about it
+        self.channels: tuple[ChannelWatch, ...] = ()  # whose broadcasts reach the queue, as far as that is known
         self.version = 0
         self.is_armed = False  # whether the next message of another process changes the version
-        self.position: int | None = None  # up to which delivered messages were read, where they are kept
+        self.mark: object = None  # how far a log was read
         self._lock = threading.Lock()
         self._callbacks: set[Callable[[], object]] = set()
 
@@ -39,16 +54,16 @@ class QueueWatch:
                 self.unsubscribe(callback)
                 logger.warning("a callback for new messages of a queue has raised; it is called no more", exc_info=True)
 
-    def arm(self, position: int | None = None) -> int:
+    def arm(self, mark: object = None) -> int:
         """Let the next message change the version. To be called before the query, so that none is missed.
 
-        :param position: up to which delivered messages were read, where they are kept: a later one changes the version
+        :param mark: how far a log was read: a poll that finds another mark changes the version
         :returns: the version before that change
         """
         with self._lock:
             self.is_armed = True
-            if position is not None:
-                self.position = position
+            if mark is not None:
+                self.mark = mark
             return self.version
 
     def subscribe(self, callback: Callable[[], object]) -> None:
@@ -77,3 +92,13 @@ class QueueWatch:
         self._callbacks = set()
         self.is_armed = False
         self.version += 1
+
+
+class ChannelWatch(QueueWatch):
+    """The watch of a channel: of its log, and of the queues that its broadcasts reach."""
+
+    __slots__ = ("queues",)
+
+    def __init__(self, channel_id: str, topics: Topics) -> None:
+        super().__init__(channel_id, topics)
+        self.queues: WeakValueDictionary[str, QueueWatch] = WeakValueDictionary()

@@ -8,6 +8,8 @@ from typing import Any, Protocol
 
 from eric_sse_sql.execution.driver import CommitSignal, Driver
 from eric_sse_sql.wakeups.interrupt import Interrupt
+from eric_sse_sql.wakeups.notifier import NOTIFY_CHANNEL
+from eric_sse_sql.wakeups.topics import ALL, NONE, Topics, topics_in
 
 POLL_SECONDS = 0.2  # between two polls where no signal exists
 DATA_VERSION_SECONDS = 0.007  # between two reads of a SQLite file's change counter
@@ -20,20 +22,20 @@ class ChangeSource(Protocol):
     #: The driver's connection, which a forked child must abandon.
     connection: Any
 
-    def wait(self, seconds: float) -> bool:
-        """Wait for a signal, for a time or until the interrupt is set. Whether there was a signal."""
+    def wait(self, seconds: float) -> Topics:
+        """Wait for a signal, for a time or until the interrupt is set. What it is about; nothing without a signal."""
 
     def close(self) -> None:
         """Close the connection."""
 
 
-def source_maker(driver: Driver, channel: str | None) -> Callable[[Interrupt], ChangeSource] | None:
+def source_maker(driver: Driver, *, notifies: bool) -> Callable[[Interrupt], ChangeSource] | None:
     """What makes the source that fits a driver; None where no other thread could read the tables.
 
-    :param channel: the Postgres channel; None where notifications are off
+    :param notifies: whether processes notify each other, where the database can
     """
-    if channel is not None:
-        return lambda interrupt: ListenConnection(driver, interrupt, channel)
+    if notifies and driver.commit_signal is CommitSignal.NOTIFICATION:
+        return lambda interrupt: ListenConnection(driver, interrupt)
     if driver.commit_signal is CommitSignal.DATA_VERSION:
         return lambda interrupt: DataVersionPoller(driver, interrupt)
     return None if driver.commit_signal is CommitSignal.UNREACHABLE else IntervalPoller
@@ -47,9 +49,9 @@ class IntervalPoller:
     def __init__(self, interrupt: Interrupt) -> None:
         self._interrupt = interrupt
 
-    def wait(self, seconds: float) -> bool:
+    def wait(self, seconds: float) -> Topics:
         self._interrupt.wait(min(seconds, POLL_SECONDS))
-        return True
+        return ALL
 
     def close(self) -> None:
         """An ``IntervalPoller`` holds no connection, so closing does nothing."""
@@ -66,15 +68,15 @@ class DataVersionPoller:
         self._interrupt = interrupt
         self._version = self._read()
 
-    def wait(self, seconds: float) -> bool:
+    def wait(self, seconds: float) -> Topics:
         give_up = time.monotonic() + seconds
         while not self._interrupt.is_set and time.monotonic() < give_up:
             self._interrupt.wait(DATA_VERSION_SECONDS)
             version = self._read()
             if version != self._version:
                 self._version = version
-                return True
-        return False
+                return ALL
+        return NONE
 
     def close(self) -> None:
         self.connection.close()
@@ -87,20 +89,20 @@ class DataVersionPoller:
 class ListenConnection:
     """Listens to a Postgres channel, on a connection that is asked for an answer when it was silent."""
 
-    def __init__(self, driver: Driver, interrupt: Interrupt, channel: str) -> None:
+    def __init__(self, driver: Driver, interrupt: Interrupt) -> None:
         self.connection = driver.detached_connection()
         self._interrupt = interrupt
         try:
             self.connection.rollback()
             self.connection.autocommit = True
-            self.connection.execute(f'LISTEN "{channel}"')
+            self.connection.execute(f"LISTEN {NOTIFY_CHANNEL}")
         except BaseException:
             self.close()
             raise
 
-    def wait(self, seconds: float) -> bool:
-        if self._received():  # with the answer to an earlier question
-            return True
+    def wait(self, seconds: float) -> Topics:
+        if topics := self._received():  # with the answer to an earlier question
+            return topics
         if self._interrupt.wait(seconds, beside=self.connection.fileno()):
             self.connection.pgconn.consume_input()
         elif not self._interrupt.is_set:
@@ -124,8 +126,8 @@ class ListenConnection:
             while connection.get_result() is not None:
                 pass
 
-    def _received(self) -> bool:
-        received = False
-        while self.connection.pgconn.notifies() is not None:
-            received = True
-        return received
+    def _received(self) -> Topics:
+        topics = NONE
+        while (notification := self.connection.pgconn.notifies()) is not None:
+            topics |= topics_in(notification.extra.decode(errors="replace"))
+        return ALL if topics >= ALL else topics

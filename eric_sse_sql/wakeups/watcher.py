@@ -1,62 +1,51 @@
 """``QueueWatcher``: wakes what waits for the messages of a queue, whichever process has pushed them.
 
-A push of the same process bumps the queue's watch at once. A background thread notices the pushes of other processes:
-after a signal of its :class:`ChangeSource`, one query asks which of the watched queues have messages. The thread also
-asks once a second without a signal: a lost signal delays a message, and loses none.
+A push of the same process bumps the queue's watch at once. The pushes of other processes are noticed by polls: a query
+that asks which of the watched queues have messages, and one that asks how far the watched logs go.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable
-from contextlib import suppress
+from collections.abc import Collection, Iterable, Iterator
+from typing import TypeVar
 from weakref import WeakValueDictionary
 
-from eric_sse_sql.execution import fork
 from eric_sse_sql.execution.executor import Executor
 from eric_sse_sql.sql import events, messages
-from eric_sse_sql.wakeups.interrupt import Interrupt
-from eric_sse_sql.wakeups.outage import Outage
-from eric_sse_sql.wakeups.queue_watch import QueueWatch
-from eric_sse_sql.wakeups.sources import ANSWER_SECONDS, ChangeSource
+from eric_sse_sql.wakeups.expiry import expire
+from eric_sse_sql.wakeups.presence import Presence
+from eric_sse_sql.wakeups.queue_watch import ChannelWatch, QueueWatch
+from eric_sse_sql.wakeups.topics import ALL, ANY_CHANNEL, Topics, channel_topic, listener_topic, queue_topic
 
-POLL_SECONDS = 1.0  # the longest time between two polls
 #: How long a queue that was found empty is taken to be empty without another query, in seconds.
 FALLBACK_SECONDS = 2.0
-MAX_DUTY_CYCLE = 0.2  # the share of the thread's time that polls may take, however much is pushed
-PAUSES = 0.1, 1.0  # seconds: the first and the longest pause after a failure
-FORK_SECONDS = 1.0  # for which a fork waits until the thread is inside no driver
+WATCHED_PAGE = 5000  # queues or channels that one query asks for
+
+Watch = TypeVar("Watch", bound=QueueWatch)
 
 
 class QueueWatcher:
-    """The watches of a database's queues in this process, and the thread that polls for them. Threads may share it.
+    """The watches of a database's queues and logs in this process. Threads may share it.
 
-    :param executor: runs the query
-    :param make_source: makes the source of signals, in the thread that uses it; None where no other thread can poll
-    :param outage: learns when the database can't be reached, and when it can be again
+    :param executor: runs the queries
     """
 
-    _thread: threading.Thread | None
-    _interrupt: Interrupt | None
-    _held: threading.Lock | None  # the lock that a fork holds
     trusted_until: float  # on the clock of time.monotonic()
 
-    def __init__(
-        self, executor: Executor, make_source: Callable[[Interrupt], ChangeSource] | None, outage: Outage
-    ) -> None:
-        self.outage = outage
+    def __init__(self, executor: Executor) -> None:
+        self.presence = Presence(executor)
         self._executor = executor
-        self._make_source = make_source
-        self._source: ChangeSource | None = None
         self._watches: WeakValueDictionary[str, QueueWatch] = WeakValueDictionary()
-        self._is_closed = False
+        self._unplaced: WeakValueDictionary[str, QueueWatch] = WeakValueDictionary()  # no channel of theirs is known
+        self._channels: WeakValueDictionary[str, ChannelWatch] = WeakValueDictionary()
         self._reset()
 
     @property
-    def is_running(self) -> bool:
-        """Whether the background thread was started."""
-        return self._thread is not None
+    def is_closed(self) -> bool:
+        """Whether its database is closed: a poll that runs may fail then."""
+        return self._executor.is_closed
 
     @property
     def is_trusted(self) -> bool:
@@ -67,8 +56,31 @@ class QueueWatcher:
         """The watch of a queue: the same object for all callers."""
         watch = self._watches.get(queue_id)
         if watch is None:
+            topics = frozenset({queue_topic(self._executor.schema, queue_id), ANY_CHANNEL})
             with self._lock:
-                watch = self._watches.setdefault(queue_id, QueueWatch(queue_id))
+                watch = self._watches.setdefault(queue_id, QueueWatch(queue_id, topics))
+                self._unplaced[queue_id] = watch
+        return watch
+
+    def place(self, watch: QueueWatch, channel_id: str, listener_id: str) -> None:
+        """Note which channel's broadcasts, and which dispatches, reach the queue of a watch."""
+        channel, schema = self.watch_channel(channel_id), self._executor.schema
+        with self._lock:
+            if channel not in watch.channels:
+                watch.channels = (*watch.channels, channel)
+            channel.queues[watch.queue_id] = watch
+            self._unplaced.pop(watch.queue_id, None)
+            reached = {channel_topic(schema, channel_id), listener_topic(schema, channel_id, listener_id)}
+            watch.topics = (watch.topics - {ANY_CHANNEL}) | reached
+
+    def watch_channel(self, channel_id: str) -> ChannelWatch:
+        """The watch of a channel: the same object for all callers."""
+        watch = self._channels.get(channel_id)
+        if watch is None:
+            schema = self._executor.schema
+            topics = frozenset({channel_topic(schema, channel_id)})
+            with self._lock:
+                watch = self._channels.setdefault(channel_id, ChannelWatch(channel_id, topics))
         return watch
 
     def bump(self, queue_ids: Iterable[str]) -> None:
@@ -79,116 +91,85 @@ class QueueWatcher:
                 if watch is not None:
                     watch.bump()
 
-    def start(self) -> None:
-        """Start the background thread, if it does not run yet."""
-        if self._thread is not None or self._make_source is None:
-            return
-        with self._lock:
-            if self._thread is None and not self._is_closed:
-                self._interrupt = Interrupt()
-                self._thread = threading.Thread(
-                    target=self._run, args=(self._interrupt,), name="eric_sse_sql watcher", daemon=True
-                )
-                self._thread.start()
+    def bump_channel(self, channel_id: str) -> None:
+        """Bump the watch of a channel, and those of all queues that its broadcasts may reach."""
+        channel = self._channels.get(channel_id)
+        if channel is not None:
+            channel.bump()
+            for watch in _living(channel.queues):
+                watch.bump()
+        for watch in _living(self._unplaced):
+            watch.bump()
 
-    def poll(self) -> float:
-        """Ask for all watched queues whether they have messages, and bump those watches. How many seconds it took."""
+    def poll(self, topics: Topics = ALL) -> float:
+        """Ask for the watched queues and logs that a signal is about, and bump the watches of those that have news.
+
+        :returns: how many seconds that took, without what is done once a second for the open streams
+        :raises SQLAlchemyError: or the driver's error, when the database can't be queried
+        """
         began = time.monotonic()
-        armed = [watch for watch in self._living() if watch.is_armed]
-        if armed:
-            self._bump_changed(armed)
-        self.trusted_until = began + FALLBACK_SECONDS
-        return time.monotonic() - began
+        if queues := _concerned(self._watches, topics):
+            self._bump_with_messages(queues)
+        if logs := _concerned(self._channels, topics):
+            self._bump_with_events(logs, expires=topics is ALL)
+        seconds = time.monotonic() - began
+        if topics is ALL:
+            self.presence.check()
+            self.trusted_until = began + FALLBACK_SECONDS
+        return seconds
 
     def close(self) -> None:
-        """End the thread, and bump all watches, so that each waiter finds the database closed."""
-        with self._lock:
-            self._is_closed = True
-            self.trusted_until = 0.0
-            thread = self._thread
-            if self._interrupt is not None:
-                self._interrupt.set()
-        if thread is not None and thread is not threading.current_thread():
-            thread.join(2 * ANSWER_SECONDS)
-        for watch in self._living():
+        """Bump all watches, so that each waiter finds the database closed."""
+        self.trusted_until = 0.0
+        for watch in (*_living(self._watches), *_living(self._channels)):
             watch.bump()
 
     def before_fork(self) -> None:
-        """Wait, for a second at most, until the thread is inside no driver, and keep it from entering one."""
-        interrupt = self._interrupt
-        if interrupt is not None and interrupt.working.acquire(timeout=FORK_SECONDS):
-            self._held = interrupt.working
+        """The locks are replaced in the child."""
 
     def after_fork_in_parent(self) -> None:
-        """Let the thread go on."""
-        held, self._held = self._held, None
-        if held is not None:
-            held.release()
+        """The parent's waiters go on."""
 
     def after_fork_in_child(self) -> None:
-        """Abandon the thread and its connection: they are the parent's."""
-        if self._source is not None:
-            fork.abandon(self._source.connection)
-            self._source = None
-        self.outage.after_fork_in_child()
+        """Forget the parent's waiters."""
+        self.presence.after_fork_in_child()
         self._reset()
-        for watch in self._living():
+        for watch in (*_living(self._watches), *_living(self._channels)):
             watch.after_fork_in_child()
 
     def _reset(self) -> None:
         self._lock = threading.Lock()
-        self._held = None
-        self._thread = None
-        self._interrupt = None
         self.trusted_until = 0.0
 
-    def _living(self) -> list[QueueWatch]:
-        """All watches in use. The references are copied in one step, since threads add watches meanwhile."""
-        return [watch for reference in self._watches.valuerefs() if (watch := reference()) is not None]
-
-    def _bump_changed(self, watches: Collection[QueueWatch]) -> None:
+    def _bump_with_messages(self, watches: Collection[QueueWatch]) -> None:
         by_id = {watch.queue_id: watch for watch in watches}
-        list_value = self._executor.dialect.list_value
-        for (queue_id,) in self._executor.run(messages.WITH_MESSAGES, queue_ids=list_value(list(by_id))):
-            by_id[queue_id].bump()
-        positions = {watch.queue_id: watch.position for watch in watches if watch.position is not None}
-        if positions:
-            for row in self._executor.run(events.LAST_POSITIONS, queue_ids=list_value(list(positions))):
-                queue_id, last = events.LastPosition._make(row)
-                if last > positions[queue_id]:
-                    by_id[queue_id].bump()
+        for page in _pages(list(by_id)):
+            queue_ids = self._executor.dialect.list_value(page)
+            for (queue_id,) in self._executor.run(messages.WITH_MESSAGES, queue_ids=queue_ids):
+                by_id[queue_id].bump()
 
-    def _run(self, interrupt: Interrupt) -> None:
-        with interrupt.working:
-            self._poll_until(interrupt)
-        interrupt.close()
+    def _bump_with_events(self, logs: Collection[QueueWatch], *, expires: bool) -> None:
+        by_id = {watch.queue_id: watch for watch in logs}
+        for page in _pages(list(by_id)):
+            channel_ids = self._executor.dialect.list_value(page)
+            rows = self._executor.run(events.LAST_POSITIONS, channel_ids=channel_ids)
+            for channel_id, last, token, has_expired in rows:
+                if (last, token) != by_id[channel_id].mark:
+                    by_id[channel_id].bump()
+                if has_expired and expires:
+                    expire(self._executor, channel_id)
 
-    def _poll_until(self, interrupt: Interrupt) -> None:
-        pause = PAUSES[0]
-        while not interrupt.is_set:
-            try:
-                assert self._make_source is not None
-                self._source = self._make_source(interrupt)
-                self.poll()
-                self.outage.end(self)
-                pause = PAUSES[0]
-                self._poll_at_signals(self._source, interrupt)
-            except Exception as error:
-                if interrupt.is_set:
-                    break
-                self.outage.begin(self, error)
-                interrupt.wait(pause)
-                pause = min(2 * pause, PAUSES[1])
-            finally:
-                if self._source is not None:
-                    with suppress(Exception):
-                        self._source.close()
-                    self._source = None
 
-    def _poll_at_signals(self, source: ChangeSource, interrupt: Interrupt) -> None:
-        while not interrupt.is_set:
-            next_poll = time.monotonic() + POLL_SECONDS
-            while not interrupt.is_set and time.monotonic() < next_poll:
-                if source.wait(next_poll - time.monotonic()):
-                    break
-            interrupt.wait(self.poll() * (1 / MAX_DUTY_CYCLE - 1))
+def _concerned(watches: WeakValueDictionary[str, Watch], topics: Topics) -> list[Watch]:
+    """The armed watches that a signal is about."""
+    armed = (watch for watch in _living(watches) if watch.is_armed)
+    return list(armed) if topics >= ALL else [watch for watch in armed if not topics.isdisjoint(watch.topics)]
+
+
+def _living(watches: WeakValueDictionary[str, Watch]) -> list[Watch]:
+    """All watches in use. The references are copied in one step, since threads add watches meanwhile."""
+    return [watch for reference in watches.valuerefs() if (watch := reference()) is not None]
+
+
+def _pages(ids: list[str]) -> Iterator[list[str]]:
+    return (ids[at : at + WATCHED_PAGE] for at in range(0, len(ids), WATCHED_PAGE))

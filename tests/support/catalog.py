@@ -56,6 +56,7 @@ POSTGRES = {
         WHERE relnamespace = quote_ident(current_schema())::regnamespace AND relkind = 'r'
     """,
 }
+RARE_TABLES = {"sse_events", "sse_event_logs", "sse_set_aside_messages"}
 Catalog = dict[str, set[tuple[Any, ...]]]
 
 
@@ -121,10 +122,10 @@ def connections_in_use(database: Database) -> int:
 
 
 def table_counts(database: Database) -> dict[str, int]:
-    """How many rows each table has; the tables of delivered messages only where they have any."""
+    """How many rows each table has; the tables of logs and of messages set aside only where they have any."""
     with database.engine.connect() as connection:
         counts = {table: connection.scalar(text(f"SELECT count(*) FROM {table}")) for table in sorted(TABLE_NAMES)}
-    return {table: count for table, count in counts.items() if count or not table.startswith("sse_deliver")}
+    return {table: count for table, count in counts.items() if count or table not in RARE_TABLES}
 
 
 def rename_table(database: Database, name: str, new_name: str) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, cast
 
 from sqlalchemy import URL, Engine, QueuePool, create_engine, event
 
 from eric_sse_sql import Database
 from support.catalog import connections_in_use
+from support.waiting import until
+
+FETCH_SECONDS = 5  # in which a fetch that was running when a test ended is done
 
 
 @contextmanager
@@ -17,8 +20,10 @@ def opened(bind: URL | Engine) -> Iterator[Database]:
     """A database. None of its connections may be in use when the block ends."""
     with Database(bind) as database:
         yield database
-        database.watcher.close()  # its thread may be polling
         database.publisher.close()  # its thread may be notifying
+        database.background.leave(database.watcher)  # its thread may be polling
+        with suppress(TimeoutError):  # a fetch for a stream that was cancelled may be running
+            until(lambda: connections_in_use(database) == 0, FETCH_SECONDS)
         assert connections_in_use(database) == 0, "a connection leaked"
 
 

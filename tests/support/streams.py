@@ -65,14 +65,14 @@ async def events(channel: Any, listener: MessageQueueListener, count: int) -> li
 
 
 @contextmanager
-def locked(url: URL) -> Iterator[None]:
-    """Another connection holds the messages locked: for ten seconds at most, so that a blocked event loop goes on."""
+def locked(url: URL, table: str = "sse_messages") -> Iterator[None]:
+    """Another connection holds a table locked: for ten seconds at most, so that a blocked event loop goes on."""
     is_locked, may_end = threading.Event(), threading.Event()
 
     def hold() -> None:
         with Database(url) as other, other.transaction():
             if other.engine.dialect.name == "postgresql":
-                other.connection().execute(text("LOCK TABLE sse_messages IN ACCESS EXCLUSIVE MODE"))
+                other.connection().execute(text(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE"))
             is_locked.set()
             may_end.wait(10)
 

@@ -34,7 +34,7 @@ class PausingHandler(logging.Handler):
 
 @forking
 def test_a_forked_child_is_not_in_the_outage_of_its_parent(worker: Database) -> None:
-    outage, handler = worker.watcher.outage, PausingHandler()
+    outage, handler = worker.background.outage, PausingHandler()
     logger = logging.getLogger("eric_sse_sql")
     logger.addHandler(handler)
     # The thread holds the lock of the outage while it logs, so that the child inherits it locked.
@@ -76,7 +76,7 @@ def test_a_caller_that_gives_up_is_not_logged_as_the_end_of_an_outage(
     worker: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING, "eric_sse_sql")
-    outage = worker.watcher.outage
+    outage = worker.background.outage
     outage.begin("a stream", ConnectionError())
     outage.forget("a stream")
     assert [record.getMessage() for record in caplog.records] == [

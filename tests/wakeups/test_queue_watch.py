@@ -26,7 +26,7 @@ def test_a_queue_that_is_known_to_be_empty_is_not_queried(database: Database, st
 def test_a_queue_is_queried_until_it_was_found_empty_twice(worker: Database, statements: Record) -> None:
     queue, seen = SqlQueue(worker), statements(worker)
     for _ in range(2):
-        assert not worker.watcher.is_running
+        assert not worker.background.poller.is_running
         with pytest.raises(NoMessagesException):
             queue.pop()
     until(lambda: worker.watcher.is_trusted)
@@ -110,7 +110,7 @@ def test_inside_a_transaction_every_pop_queries_the_database(database: Database)
 
 
 def test_a_callback_that_raises_is_unsubscribed_and_the_others_are_called(caplog: pytest.LogCaptureFixture) -> None:
-    watch, called = QueueWatch("q"), list[str]()
+    watch, called = QueueWatch("q", frozenset()), list[str]()
 
     def fail() -> None:
         called.append("fail")

@@ -15,8 +15,8 @@ from eric_sse.message import Message
 from sqlalchemy import URL, make_url, text
 
 from eric_sse_sql import Database, SqlQueue
-from eric_sse_sql.wakeups import sources, watcher
-from eric_sse_sql.wakeups.notifier import channel_name
+from eric_sse_sql.wakeups import poller, sources
+from eric_sse_sql.wakeups.notifier import NOTIFY_CHANNEL
 from support.catalog import connections_in_use, conninfo
 from support.freezing_proxy import FreezingProxy
 from support.queues import pop_soon, pop_until_known_empty
@@ -72,7 +72,7 @@ def test_closed_connections_in_the_pool_do_not_delay_the_listening_one(
             "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
             "WHERE datname = current_database() AND pid <> pg_backend_pid()"
         )
-        worker.watcher.start()
+        worker.background.poller.start()
         until(lambda: worker.watcher.is_trusted)
         assert caplog.messages == []
 
@@ -127,7 +127,7 @@ def test_a_listening_connection_that_stops_answering_is_replaced(
     postgres: URL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sources, "ANSWER_SECONDS", 0.5)
-    monkeypatch.setattr(watcher, "POLL_SECONDS", 0.3)
+    monkeypatch.setattr(poller, "POLL_SECONDS", 0.3)
     with FreezingProxy(postgres) as proxy, Database(proxy.url) as worker, Database(postgres) as producer:
         queue = SqlQueue(worker)
         pop_until_known_empty(queue)
@@ -145,7 +145,7 @@ def test_a_listening_connection_that_stops_answering_is_replaced(
 def test_without_notifications_no_connection_listens_and_messages_arrive(postgres: URL) -> None:
     with Database(postgres, notify=False) as worker, Database(postgres, notify=False) as producer:
         with psycopg.connect(conninfo(postgres), autocommit=True) as ear:
-            ear.execute(f'LISTEN "{channel_name(None)}"')
+            ear.execute(f"LISTEN {NOTIFY_CHANNEL}")
             queue = SqlQueue(worker)
             pop_until_known_empty(queue)
             SqlQueue(producer, queue.id).push(Message("n", 7))

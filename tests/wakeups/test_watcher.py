@@ -10,13 +10,14 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from eric_sse.message import Message
 from sqlalchemy import URL, event, text
 
 from eric_sse_sql import BlockingSqlQueue, Database, SqlQueue
-from eric_sse_sql.wakeups import watcher
+from eric_sse_sql.wakeups import poller
 from eric_sse_sql.wakeups.watcher import FALLBACK_SECONDS
 from support.forking import forking
 from support.queues import drain, pop_soon, pop_until_known_empty
@@ -80,6 +81,43 @@ def test_a_blocking_queue_is_woken_by_the_push_of_another_process(worker: Databa
     assert [queue.pop(DEADLINE).payload for _ in timers] == list(range(5))
     for timer in timers:
         timer.join()
+
+
+def test_a_push_is_noticed_soon_after_a_slow_write_of_the_positions_of_streams(
+    worker: Database, producer: Database
+) -> None:
+    queue, slow, written = SqlQueue(worker), 0.5, threading.Event()
+
+    def wait_before_positions(*arguments: Any) -> None:
+        if arguments[2].startswith("UPDATE") and "sse_connections" in arguments[2]:
+            time.sleep(slow)
+            written.set()
+
+    event.listen(worker.engine, "before_cursor_execute", wait_before_positions)
+    worker.watcher.presence.open("of a stream").position = 1
+    pop_until_known_empty(queue)
+    assert written.wait(DEADLINE)
+    began = time.monotonic()
+    SqlQueue(producer, queue.id).push(Message("n", 7))
+    assert pop_soon(queue) == 7
+    assert time.monotonic() - began < slow
+
+
+def test_closing_during_a_poll_reports_no_outage(worker: Database, caplog: pytest.LogCaptureFixture) -> None:
+    is_polling = threading.Event()
+
+    def slow_down_polls(*arguments: Any) -> None:
+        if threading.current_thread().name == WATCHER:
+            is_polling.set()
+            time.sleep(0.1)
+
+    event.listen(worker.engine, "before_cursor_execute", slow_down_polls)
+    worker.watcher.presence.open("of a stream")
+    SqlQueue(worker).watch.arm()
+    worker.background.poller.start()
+    assert is_polling.wait(DEADLINE)
+    worker.close()
+    assert caplog.messages == []
 
 
 def test_watches_are_added_and_collected_during_polls(worker: Database) -> None:
@@ -179,7 +217,7 @@ def test_no_fork_happens_while_the_watcher_is_inside_the_driver(tmp_path: Path) 
 def test_a_fork_waits_only_for_a_time_for_a_watcher_that_hangs_in_the_driver(
     worker: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watcher, "FORK_SECONDS", 0.1)
+    monkeypatch.setattr(poller, "FORK_SECONDS", 0.1)
     hangs, may_go_on = threading.Event(), threading.Event()
 
     def hang() -> None:
