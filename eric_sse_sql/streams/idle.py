@@ -1,85 +1,139 @@
-"""Waiting for messages on an event loop: without a query, and with one timer for all streams of the loop."""
+"""Waiting for messages on an event loop: without a query, and with one timer and one wake-up for all its streams."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from typing import NamedTuple
-
-from eric_sse.listener import MessageQueueListener
+from collections import deque
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 
 from eric_sse_sql.database import Database
-from eric_sse_sql.wakeups.queue_watch import QueueWatch
-from eric_sse_sql.wakeups.watcher import FALLBACK_SECONDS
+from eric_sse_sql.wakeups.watcher import FALLBACK_SECONDS, QueueWatcher
 
-SWEEP_SECONDS = 0.1  # in which a stream notices that its listener was stopped
+SECONDS_A_WAIT = 5e-5  # by which a sweep is later for each stream that waits, so that sweeps take 2 % of a core at most
+SWEEP_SECONDS = 0.1  # in which a stream notices that it is to end
 
 
-async def pause(seconds: float, listener: MessageQueueListener) -> None:
-    """Wait for a time, or until the listener is stopped."""
+class Waiter:
+    """The waits of one stream, one after the other, on the event loop that runs it.
+
+    It is made once, since ten thousand streams that each make objects for a wait keep Python's collector busy.
+    """
+
+    __slots__ = ("__weakref__", "error", "future", "is_open", "until", "waits")
+
+    def __init__(self, database: Database, is_open: Callable[[], bool]) -> None:
+        self.waits = _waits_of(database)
+        self.is_open = is_open  # whether the stream is to go on
+        self.until = 0.0  # when the wait ends even if no other process is watched, on the clock of time.monotonic()
+        self.error: BaseException | None = None  # what the wait is to raise
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin a wait, which can be ended from now on."""
+        self.error = None
+        self.future: asyncio.Future[None] = self.waits.loop.create_future()
+
+    async def wait(self) -> None:
+        """Wait until it is ended, or until the stream is to end, or the watcher can't be trusted any more."""
+        self.until = time.monotonic() + FALLBACK_SECONDS
+        self.waits.add(self)
+        try:
+            await self.future
+        finally:
+            self.waits.discard(self)
+        if self.error is not None:
+            raise self.error
+
+    async def wait_for_end(self) -> None:
+        """Wait until it is ended, however long that takes."""
+        await self.future
+        if self.error is not None:
+            raise self.error
+
+
+class _LoopWaits:
+    """The waits of the streams on one event loop. Any thread may end them; many at once wake the loop only once.
+
+    A sweep at an interval ends those whose stream is to end, and those that would not be told of a message in time.
+
+    :param loop: the event loop
+    :param watcher: of the database of the streams
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, watcher: QueueWatcher) -> None:
+        self.loop = loop
+        self._watcher = watcher
+        self._waiters: set[Waiter] = set()
+        self._is_swept = False
+        self._ended: deque[asyncio.Future[None]] = deque()
+        self._is_woken = False
+
+    def add(self, waiter: Waiter) -> None:
+        """Sweep a waiter, too."""
+        self._waiters.add(waiter)
+        self._sweep_later()
+
+    def discard(self, waiter: Waiter) -> None:
+        """Sweep it no more."""
+        self._waiters.discard(waiter)
+
+    def end(self, waiters: Iterable[Waiter]) -> None:
+        """End the current waits of some streams, from any thread."""
+        self._ended.extend([waiter.future for waiter in waiters])
+        if not self._is_woken:
+            self._is_woken = True
+            with suppress(RuntimeError):  # the loop is closed, and its streams are over
+                self.loop.call_soon_threadsafe(self._end)
+
+    def _end(self) -> None:
+        self._is_woken = False  # first: what is added from now on wakes the loop again
+        while self._ended:
+            future = self._ended.popleft()
+            if not future.done():
+                future.set_result(None)
+
+    def _sweep_later(self) -> None:
+        if not self._is_swept:
+            self._is_swept = True
+            self.loop.call_later(SWEEP_SECONDS + SECONDS_A_WAIT * len(self._waiters), self._sweep)
+
+    def _sweep(self) -> None:
+        self._is_swept = False
+        # They end one sweep early, since the next sweep comes after that time.
+        now = time.monotonic() + SWEEP_SECONDS
+        is_trusted = now < self._watcher.trusted_until
+        for waiter in self._waiters:
+            is_over = not waiter.is_open() or not (is_trusted or now < waiter.until)
+            if is_over and not waiter.future.done():
+                waiter.future.set_result(None)
+        if self._waiters:
+            self._sweep_later()
+
+
+def end(waiters: Iterable[Waiter], error: BaseException | None = None) -> None:
+    """End the current waits of some streams, from any thread.
+
+    :param error: what the waits raise; None for nothing
+    """
+    by_loop: dict[_LoopWaits, list[Waiter]] = {}
+    for waiter in waiters:
+        waiter.error = error
+        by_loop.setdefault(waiter.waits, []).append(waiter)
+    for waits, of_loop in by_loop.items():
+        waits.end(of_loop)
+
+
+async def pause(seconds: float, is_open: Callable[[], bool]) -> None:
+    """Wait for a time, or until the stream is to end."""
     give_up = time.monotonic() + seconds
-    while listener.is_running() and time.monotonic() < give_up:
+    while is_open() and time.monotonic() < give_up:
         await asyncio.sleep(min(SWEEP_SECONDS, seconds))
 
 
-async def wait_for_change(watch: QueueWatch, version: int, listener: MessageQueueListener, database: Database) -> None:
-    """Wait until a watch has another version, the listener is stopped, or the watcher can't be trusted any more."""
+def _waits_of(database: Database) -> _LoopWaits:
+    """The waits of the running event loop."""
     loop = asyncio.get_running_loop()
-    future: asyncio.Future[None] = loop.create_future()
-
-    def wake() -> None:
-        loop.call_soon_threadsafe(_resolve, future)
-
-    watch.subscribe(wake)
-    sweeper = _sweeper(database, loop)
-    sweeper.waits[future] = _Wait(listener, database, time.monotonic() + FALLBACK_SECONDS)
-    try:
-        if watch.version == version:
-            sweeper.start()
-            await future
-    finally:
-        watch.unsubscribe(wake)
-        del sweeper.waits[future]
-
-
-class _Wait(NamedTuple):
-    listener: MessageQueueListener
-    database: Database
-    until: float  # when it ends even if no other process is watched
-
-    def is_over(self) -> bool:
-        # It ends one sweep early, since the next sweep comes after ``until``.
-        until = max(self.until, self.database.watcher.trusted_until) - SWEEP_SECONDS
-        return not self.listener.is_running() or time.monotonic() > until
-
-
-class _IdleSweeper:
-    """Ends the waits of an event loop whose time is over or whose listener was stopped."""
-
-    def __init__(self) -> None:
-        self.waits: dict[asyncio.Future[None], _Wait] = {}
-        self._is_scheduled = False
-
-    def start(self) -> None:
-        """Sweep at an interval for as long as there are waits."""
-        if not self._is_scheduled:
-            self._is_scheduled = True
-            asyncio.get_running_loop().call_later(SWEEP_SECONDS, self._sweep)
-
-    def _sweep(self) -> None:
-        self._is_scheduled = False
-        for future, wait in self.waits.items():
-            if wait.is_over():
-                _resolve(future)
-        if self.waits:
-            self.start()
-
-
-def _sweeper(database: Database, loop: asyncio.AbstractEventLoop) -> _IdleSweeper:
-    sweeper: _IdleSweeper = database.loop_state.setdefault(loop, _IdleSweeper())
-    return sweeper
-
-
-def _resolve(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
+    found: _LoopWaits | None = database.loop_state.get(loop)
+    return database.loop_state.setdefault(loop, _LoopWaits(loop, database.watcher)) if found is None else found

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from eric_sse.exception import RepositoryError
 from eric_sse.message import MessageContract
@@ -15,31 +16,37 @@ from eric_sse.message import MessageContract
 from eric_sse_sql.database import Database
 from eric_sse_sql.queues import SqlQueue
 from eric_sse_sql.sql.messages import TakenMessage
+from eric_sse_sql.streams.feeder import feeder_of
+from eric_sse_sql.streams.idle import Waiter, end
+from eric_sse_sql.wakeups.queue_watch import QueueWatch
 
-BATCH = 100  # messages fetched at once, at most
+ERROR = "error"  # the type of the event that reports an error
+UNREADABLE = "a message can't be read"  # its data, as without data, a browser drops an event
 PUT_BACK_SECONDS = 10.0  # for which putting messages back is tried again while the database can't be reached
 PUT_BACK_PAUSE = 0.1  # seconds between two tries
 
+Result = TypeVar("Result")
+
 logger = logging.getLogger("eric_sse_sql")
-
-
-class UnreadableMessage(RepositoryError):
-    """The next message can't be decoded, and stays where it is."""
 
 
 class MessageSource(Protocol):
     """Items fetched from a queue, in the order of their delivery."""
 
-    queue: SqlQueue
+    async def wait(self, is_open: Callable[[], bool]) -> None:
+        """Wait until there may be a next item, or the stream is to end.
 
-    def arm(self) -> int:
-        """The version of the queue's watch, which changes when there is something to fetch."""
-
-    def fetch(self) -> bool:
-        """Fetch some items, in a thread. Whether there may be more."""
+        :raises RepositoryError: when the database can't be queried
+        """
 
     def next(self) -> Any | None:
         """The next item that was fetched; None where there is none."""
+
+    def advance(self) -> None:
+        """Go on to the item after the next one."""
+
+    def note_delivered(self, item: Any) -> None:
+        """Called when the consumer asks for the event after the item's."""
 
     def decoded(self, item: Any) -> MessageContract:
         """The message of an item.
@@ -53,42 +60,85 @@ class MessageSource(Protocol):
     def event_id(self, item: Any) -> str | None:
         """The id of the item's event, for ``Last-Event-ID``; None where events have none."""
 
-    def put_back(self, *items: Any) -> None:
-        """Return items, and all that were fetched after them, to the queue, in a thread."""
+    def set_aside(self, item: Any, error: RepositoryError) -> None:
+        """Keep an item that can't be decoded apart, in a thread."""
+
+    def put_back(self) -> None:
+        """Return all items that were fetched and not delivered to the queue, in a thread."""
 
     def close(self) -> bool:
         """Called when the stream ends, even while a fetch is running. Whether :meth:`put_back` is to be called."""
 
 
 class PrefetchBuffer:
-    """The messages that were taken from a queue and not delivered yet.
+    """The messages that were taken from a queue and not delivered yet: at most a hundred, of 8 MiB together.
 
     :param queue: the queue of the stream
+    :param is_stored: whether its connection is stored: only where it still is, messages go back
     """
 
-    def __init__(self, queue: SqlQueue) -> None:
+    def __init__(self, queue: SqlQueue, is_stored: bool) -> None:
         self.queue = queue
+        self._is_stored = is_stored
+        self._version = 0  # of the queue's watch, before the last fetch
+        self._is_more = True
+        self._taken_at = 0.0  # on the clock of time.monotonic()
         self._rows: deque[TakenMessage] = deque()
         self._lock = threading.Lock()
         self._is_closed = False
+        self._waiter: Waiter | None = None  # from the first wait on
 
-    def arm(self) -> int:
-        return self.queue.watch.arm()
+    async def wait(self, is_open: Callable[[], bool]) -> None:
+        database, watch = self.queue.database, self.queue.watch
+        waiter = self._waiter = self._waiter or Waiter(database, is_open)
+        if not self._is_more:
+            database.background.poller.start()
+            await self._wait_for_change(watch, waiter)
+        self._version, self._is_more = watch.arm(), True  # also if the fetch fails
+        await feeder_of(database).feed(self, waiter)
 
-    def fetch(self) -> bool:
-        rows = self.queue.take(BATCH)
+    async def _wait_for_change(self, watch: QueueWatch, waiter: Waiter) -> None:
+        """Wait until the queue may have a message, or the stream is to end."""
+        waiter.begin()
+        watch.subscribe(self._wake)
+        try:
+            if watch.version == self._version:
+                await waiter.wait()
+        finally:
+            watch.unsubscribe(self._wake)
+
+    def _wake(self) -> None:
+        if self._waiter is not None:
+            end((self._waiter,))
+
+    @property
+    def queue_id(self) -> str:
+        return self.queue.id
+
+    def receive(self, rows: list[TakenMessage], *, is_more: bool) -> bool:
+        """Take over messages. False, where it is closed."""
         with self._lock:
+            self._is_more = is_more
+            self._taken_at = time.monotonic()
             if not self._is_closed:
                 self._rows.extend(rows)
-                return len(rows) == BATCH
-        self._put_back(rows)
-        return False
+            return not self._is_closed
+
+    def refuse(self, rows: list[TakenMessage], taken_at: float) -> None:
+        """Return messages that were not taken over to the queue, in a thread."""
+        self._put_back(rows, taken_at)
 
     def next(self) -> TakenMessage | None:
-        return self._rows.popleft() if self._rows else None
+        return self._rows[0] if self._rows else None
+
+    def advance(self) -> None:
+        self._rows.popleft()
 
     def decoded(self, row: TakenMessage) -> MessageContract:
         return self.queue.decoded(row.message)
+
+    def note_delivered(self, row: TakenMessage) -> None:
+        """It left its table when it was fetched."""
 
     def is_for_listener(self, row: TakenMessage) -> bool:
         return True
@@ -96,22 +146,31 @@ class PrefetchBuffer:
     def event_id(self, row: TakenMessage) -> None:
         """None: a delivered message is deleted, and no stream can go on after it."""
 
-    def put_back(self, *rows: TakenMessage) -> None:
+    def set_aside(self, row: TakenMessage, error: RepositoryError) -> None:
+        self.queue.set_aside(row, error)
+
+    def put_back(self) -> None:
         with self._lock:
-            later, self._rows = self._rows, deque()
-        self._put_back([*rows, *later])
+            rows, self._rows = self._rows, deque()
+        self._put_back(list(rows), self._taken_at)
 
     def close(self) -> bool:
         with self._lock:
             self._is_closed = True
             return bool(self._rows)
 
-    def _put_back(self, rows: list[TakenMessage]) -> None:
+    def _put_back(self, rows: list[TakenMessage], taken_at: float) -> None:
+        since = taken_at if self._is_stored else None
         try:
-            _retried(lambda: self.queue.put_back(rows), self.queue.database)
+            _retried(lambda: self.queue.put_back(rows, since), self.queue.database)
         except RepositoryError:
             logger.error("%d messages that were fetched for a stream can't be put back", len(rows))
             raise
+
+
+async def in_thread(database: Database, call: Callable[..., Result], *arguments: Any) -> Result:
+    """Call a function in a thread of the package's own, to its end even if the stream is cancelled meanwhile."""
+    return await asyncio.shield(asyncio.wrap_future(database.background.stream_threads.submit(call, *arguments)))
 
 
 def _retried(put_back: Callable[[], None], database: Database) -> None:

@@ -12,12 +12,10 @@ from eric_sse.listener import MessageQueueListener
 from eric_sse.message import Message, MessageContract
 
 from eric_sse_sql.database import Database
-from eric_sse_sql.streams.idle import pause, wait_for_change
-from eric_sse_sql.streams.source import MessageSource, UnreadableMessage
+from eric_sse_sql.streams.idle import pause
+from eric_sse_sql.streams.source import ERROR, UNREADABLE, MessageSource, in_thread
 
-ERROR = "error"  # the type of the event that reports an error
 # The data of error events: a browser drops an event without data.
-UNREADABLE = "a message can't be read"
 UNDELIVERABLE = "a message can't be delivered"
 UNAVAILABLE = "the database can't be queried now; the stream goes on when it can be"
 PAUSES = 0.1, 2.0  # seconds: the first and the longest pause before a failed query is repeated
@@ -30,61 +28,55 @@ async def stream(
     listener: MessageQueueListener,
     database: Database,
     *,
+    is_open: Callable[[], bool],
     adapt: Callable[[MessageContract, str | None], Any],
     delay: Callable[[], float],
 ) -> AsyncGenerator[Any, None]:
-    """The events of a message source, until the listener is stopped.
+    """The events of a message source, until the stream is to end.
 
     An event is delivered when the next one is asked for: a consumer that stops before loses none. While the database
-    can't be reached, one error event is delivered, and the stream goes on by itself when it can be again.
+    can't be queried, one error event is delivered, and the stream goes on by itself when it can be again.
 
+    :param is_open: False once the listener is stopped, or removed from its channel
     :param adapt: makes an event of a message and the id of the event
     :param delay: seconds between two events
     """
     if not listener.is_running():
         logger.warning("listener %s was not started: its stream ends at once; call listener.start() first", listener.id)
-    seconds, version, is_more = PAUSES[0], 0, True
+    seconds = PAUSES[0]
     try:
-        while listener.is_running():
+        while is_open():
             item = source.next()
             if item is not None:
                 try:
                     message = source.decoded(item)
-                except RepositoryError:
-                    await _put_back(source, item)
-                    is_more = True
+                except RepositoryError as error:
+                    await in_thread(database, source.set_aside, item, error)
+                    source.advance()
                     yield adapt(Message(ERROR, UNREADABLE), source.event_id(item))
-                    await pause(PAUSES[1], listener)
+                    source.note_delivered(item)
                     continue
+                source.advance()
                 yield _event(message, source, item, listener, adapt)
+                source.note_delivered(item)
                 await asyncio.sleep(delay())
                 continue
-            if not is_more:
-                database.watcher.start()
-                await wait_for_change(source.queue.watch, version, listener, database)
-            version = source.arm()
             try:
-                is_more = await asyncio.to_thread(source.fetch)
+                await source.wait(is_open)
             except RepositoryError as error:
                 database.check_open()
-                if not isinstance(error, UnreadableMessage):
-                    database.watcher.outage.begin(source, error)
+                database.background.outage.begin(source, error)
                 if seconds == PAUSES[0]:
                     yield adapt(Message(ERROR, UNAVAILABLE), None)
-                await pause(seconds, listener)
+                await pause(seconds, is_open)
                 seconds = min(2 * seconds, PAUSES[1])
                 continue
-            database.watcher.outage.end(source)
+            database.background.outage.end(source)
             seconds = PAUSES[0]
     finally:
-        database.watcher.outage.forget(source)
+        database.background.outage.forget(source)
         if source.close():
-            await _put_back(source)
-
-
-async def _put_back(source: MessageSource, *items: Any) -> None:
-    """Put items back, and all that were fetched after them, even if the stream is cancelled meanwhile."""
-    await asyncio.shield(asyncio.get_running_loop().run_in_executor(None, source.put_back, *items))
+            await in_thread(database, source.put_back)
 
 
 def _event(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, suppress
 from typing import Any
 
@@ -19,6 +18,7 @@ from eric_sse_sql.streams import source
 from support.catalog import rename_table
 from support.queues import drain
 from support.streams import LoopTicks, connected, events, locked, run
+from support.waiting import until
 
 if ERIC_SSE_2_0:
     pytest.skip("eric-sse 2.0 has no such channel", allow_module_level=True)
@@ -30,7 +30,6 @@ def test_50_consumers_that_disconnect_lose_no_message(database: Database) -> Non
     rng = random.Random(50)
 
     async def main() -> list[Any]:
-        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))  # in which one waits for the other
         seen: list[Any] = []
 
         async def consume() -> None:
@@ -45,13 +44,12 @@ def test_50_consumers_that_disconnect_lose_no_message(database: Database) -> Non
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
-            await asyncio.to_thread(int)  # a fetch that was under way has ended then, and gives back what it has got
             while len(seen) + len(queue) < 500:
                 await asyncio.sleep(0.01)
-        return seen
+        # By a stream, whose fetch comes after all that were under way, and what those give back.
+        return seen + [event["data"] for event in await events(channel, listener, 500 - len(seen))]
 
-    seen = run(main)
-    assert seen + drain(queue) == list(range(500))
+    assert run(main) == list(range(500))
 
 
 @pytest.mark.parametrize("way", ["closed", "cancelled", "stopped"])
@@ -88,7 +86,7 @@ def test_the_event_loop_runs_while_an_ending_stream_puts_back_into_a_locked_data
         assert drain(queue) == list(range(1, 10))
 
 
-def test_the_event_loop_runs_while_an_unreadable_message_is_put_back_into_a_locked_database(
+def test_the_event_loop_runs_while_an_unreadable_message_is_set_aside_in_a_locked_database(
     shared_url: URL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Database(shared_url) as database:
@@ -99,7 +97,7 @@ def test_the_event_loop_runs_while_an_unreadable_message_is_put_back_into_a_lock
             async with aclosing(channel.message_stream(listener)) as stream:
                 assert (await anext(stream))["data"] == 0
                 monkeypatch.setattr(queue, "decoded", unreadable)
-                with locked(shared_url):
+                with locked(shared_url, "sse_set_aside_messages"):
                     ticks = LoopTicks()
                     going_on = asyncio.ensure_future(anext(stream))
                     await asyncio.sleep(1)
@@ -111,7 +109,7 @@ def test_the_event_loop_runs_while_an_unreadable_message_is_put_back_into_a_lock
             raise RepositoryError("as it was told")
 
         assert run(main) >= 20
-        assert drain(SqlQueue(database, queue.id)) == [1, 2]
+        assert (drain(SqlQueue(database, queue.id)), database.count_set_aside()) == ([2], 1)
 
 
 def test_a_consumer_that_is_cancelled_twice_while_messages_are_put_back_loses_none(shared_url: URL) -> None:
@@ -132,7 +130,31 @@ def test_a_consumer_that_is_cancelled_twice_while_messages_are_put_back_loses_no
                 await task
 
         run(main)
+        until(lambda: len(queue) == 9)
         assert drain(queue) == list(range(1, 10))
+
+
+def test_a_database_that_is_closed_while_messages_are_fetched_or_put_back_loses_none(shared_url: URL) -> None:
+    with Database(shared_url) as database:
+        channel, listener, queue = connected(database, stream_delay_seconds=60)
+        queue.push_many(Message("n", n) for n in range(10))
+
+        async def main() -> None:
+            fetched = asyncio.create_task(events(channel, listener, 11))
+            while not listener.heard:
+                await asyncio.sleep(0.01)
+            with locked(shared_url):
+                fetched.cancel()
+                fetching = asyncio.create_task(events(channel, listener, 1))
+                await asyncio.sleep(0.1)
+                for _ in range(2):
+                    fetching.cancel()
+                    fetched.cancel()
+                    await asyncio.sleep(0.1)
+
+        run(main)
+    with Database(shared_url) as other:
+        assert drain(SqlQueue(other, queue.id)) == list(range(1, 10))
 
 
 def test_a_consumer_that_disconnects_during_a_fetch_loses_no_message(shared_url: URL) -> None:
@@ -148,8 +170,10 @@ def test_a_consumer_that_disconnects_during_a_fetch_loses_no_message(shared_url:
                 with suppress(asyncio.CancelledError):
                     await task
 
-        run(main)  # and with the event loop end the threads
-        assert drain(queue) == list(range(10))
+        run(main)
+        found: list[Any] = []
+        until(lambda: found.extend(drain(queue)) or len(found) == 10)  # the fetch takes them, and puts them back
+        assert found == list(range(10))
 
 
 def test_a_consumer_that_disconnects_in_an_outage_loses_no_message(database: Database) -> None:

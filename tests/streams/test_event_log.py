@@ -1,0 +1,220 @@
+"""The log of a channel in a process: what streams, pops, forks and expiry do with it beside each other."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from eric_sse.exception import NoMessagesException
+from eric_sse.message import Message
+from sqlalchemy import URL, event, text
+
+from eric_sse_sql import Database
+from eric_sse_sql.contract import ERIC_SSE_2_0
+from support.catalog import rename_table
+from support.databases import application_engine, opened
+from support.forking import fork, forking
+from support.streams import events, run
+from support.waiting import DEADLINE, until
+
+if ERIC_SSE_2_0:
+    pytest.skip("eric-sse 2.0 has no such channel", allow_module_level=True)
+
+from eric_sse_sql import SqlSSEChannel, SqlSSEChannelRepository, fanout
+from eric_sse_sql.streams.event_log import LogWaiter, log_of
+from eric_sse_sql.streams.stream import UNAVAILABLE
+from eric_sse_sql.wakeups.expiry import expire
+
+OLD = "UPDATE sse_events SET created_at = '2001-01-01 00:00:00'"
+
+
+def logged(database: Database, listeners: int = 1) -> tuple[SqlSSEChannel, list[Any]]:
+    """A channel with a log, persisted, and its listeners, which are started."""
+    repository = SqlSSEChannelRepository(database)
+    channel = repository.create({"channel_id": "feed", "replay_seconds": 60})
+    found = [channel.add_listener() for _ in range(listeners)]
+    repository.persist(channel)
+    for listener in found:
+        listener.start()
+    return channel, found
+
+
+def data(found: list[Any]) -> list[Any]:
+    return [each["data"] if each["event"] == "n" else each["event"] for each in found]
+
+
+# Pops
+
+
+def test_a_listener_is_delivered_an_event_that_a_stream_of_another_one_has_read(database: Database) -> None:
+    channel, (streamed, popped) = logged(database, 2)
+    channel.broadcast(Message("n", 0))
+    assert data(run(lambda: events(channel, streamed, 1))) == [0]
+    assert channel.deliver_next(popped.id).payload == 0
+    channel.broadcast(Message("n", 1))
+    assert channel.deliver_next(popped.id).payload == 1
+
+
+def test_the_queue_of_a_deleted_connection_is_empty(database: Database) -> None:
+    channel, _ = logged(database)
+    channel.broadcast(Message("n", 0))
+    queue = channel.get_connections()[0].queue
+    SqlSSEChannelRepository(database).delete("feed")
+    channel.broadcast(Message("n", 1))  # into the log of a channel that is not stored
+    with pytest.raises(NoMessagesException):
+        queue.pop()
+
+
+def test_a_listener_that_is_not_stored_is_delivered_nothing_from_before_it_was_added(database: Database) -> None:
+    channel, _ = logged(database)
+    channel.broadcast(Message("n", 0))
+    listener = channel.add_listener()
+    listener.start()
+    with pytest.raises(NoMessagesException):
+        channel.deliver_next(listener.id)
+    channel.broadcast(Message("n", 1))
+    assert channel.deliver_next(listener.id).payload == 1
+
+
+# Expiry
+
+
+def test_an_event_that_is_appended_while_all_others_expire_is_kept(shared_url: URL) -> None:
+    with opened(shared_url) as database, application_engine(shared_url, begins=True) as engine:
+        channel, (listener,) = logged(database)
+        channel.broadcast(Message("n", 0))
+        with database.engine.begin() as connection:
+            connection.execute(text(OLD))
+        expired: list[int] = []
+        expiring = threading.Thread(target=lambda: expired.append(expire(database.executor, "feed")))
+        with engine.begin() as connection, database.join(connection):
+            channel.broadcast(Message("n", 1))
+            expiring.start()
+            expiring.join(0.5)  # it waits for this transaction
+        expiring.join(DEADLINE)
+        assert expired == [1]
+        assert data(run(lambda: events(channel, listener, 2))) == ["reset", 1]
+
+
+def test_a_broadcast_that_can_not_expire_others_has_succeeded(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fanout, "EXPIRY_CHANCE", 1.0)
+    channel, (listener,) = logged(database)
+
+    def refuse(*arguments: Any) -> None:
+        if arguments[2].startswith("DELETE FROM sse_events"):
+            raise ConnectionError
+
+    event.listen(database.engine, "before_cursor_execute", refuse)
+    channel.broadcast(Message("n", 0))
+    assert data(run(lambda: events(channel, listener, 1))) == [0]
+
+
+def test_events_of_others_that_expire_cause_no_reset_of_a_stream_that_waits(database: Database) -> None:
+    channel, (listener, other) = logged(database, 2)
+
+    async def main() -> list[Any]:
+        stream = asyncio.create_task(events(channel, listener, 1))
+        log = log_of(database, "feed")
+        await asyncio.to_thread(until, lambda: log.waiting == 1)
+        for n in range(30):
+            await asyncio.to_thread(channel.dispatch, other.id, Message("n", n))
+        await asyncio.to_thread(until, lambda: log.tail is not None and log.tail.last == 30)
+        with database.engine.begin() as connection:
+            connection.execute(text(OLD))
+        await asyncio.to_thread(database.prune, timedelta(days=1))
+        await asyncio.to_thread(channel.broadcast, Message("n", 30))
+        return await stream
+
+    assert data(run(main)) == [30]
+
+
+def test_a_wait_that_ends_without_an_event_has_seen_those_of_others(database: Database) -> None:
+    channel, (listener, other) = logged(database, 2)
+    log = log_of(database, "feed")
+    log.read()
+
+    async def main() -> int:
+        waiter = LogWaiter(database, lambda: True, listener.id)
+        assert log.begin_wait(waiter, log.life, 0)
+        for n in range(3):
+            await asyncio.to_thread(channel.dispatch, other.id, Message("n", n))
+        await asyncio.to_thread(log.read)
+        log.end_wait(waiter)
+        return waiter.cursor
+
+    assert run(main) == 3
+
+
+# Faults
+
+
+def test_a_log_that_can_not_be_read_gives_one_error_event_until_it_can_be(database: Database) -> None:
+    channel, (listener,) = logged(database)
+
+    async def main() -> list[Any]:
+        stream = asyncio.create_task(events(channel, listener, 2))
+        await asyncio.to_thread(until, lambda: log_of(database, "feed").waiting == 1)
+        await asyncio.to_thread(rename_table, database, "sse_events", "elsewhere")
+        log_of(database, "feed").watch.bump()
+        await asyncio.sleep(0.8)
+        await asyncio.to_thread(rename_table, database, "elsewhere", "sse_events")
+        await asyncio.to_thread(channel.broadcast, Message("n", 0))
+        return await stream
+
+    error, first = run(main)
+    assert (error["event"], error["data"]) == ("error", UNAVAILABLE)
+    assert data([first]) == [0]
+
+
+# Event loops and processes
+
+
+def test_a_closed_event_loop_does_not_keep_streams_of_another_one_from_an_event(database: Database) -> None:
+    channel, (abandoned, listener) = logged(database, 2)
+    log, closed = log_of(database, "feed"), asyncio.new_event_loop()
+    log.read()
+
+    async def wait() -> None:
+        assert log.begin_wait(LogWaiter(database, lambda: True, abandoned.id), log.life, 0)
+
+    closed.run_until_complete(wait())
+    closed.close()
+
+    async def main() -> list[Any]:
+        stream = asyncio.create_task(events(channel, listener, 2))
+        await asyncio.to_thread(until, lambda: log.waiting == 2)
+        for n in range(2):
+            await asyncio.to_thread(channel.broadcast, Message("n", n))
+        return await stream
+
+    assert data(run(main)) == [0, 1]
+
+
+@forking
+def test_a_forked_child_streams_a_log_that_its_parent_streams(shared_url: URL) -> None:
+    with opened(shared_url) as database:
+        channel, (listener, of_child) = logged(database, 2)
+
+        def child() -> None:
+            async def main() -> list[Any]:
+                stream = asyncio.create_task(events(channel, of_child, 1))
+                await asyncio.to_thread(until, lambda: log_of(database, "feed").waiting == 1)
+                await asyncio.to_thread(channel.dispatch, of_child.id, Message("n", 7))
+                return await stream
+
+            assert data(run(main)) == [7]
+
+        async def main() -> list[Any]:
+            stream = asyncio.create_task(events(channel, listener, 1))
+            await asyncio.to_thread(until, lambda: log_of(database, "feed").waiting == 1)
+            with fork(child):
+                pass
+            await asyncio.to_thread(channel.dispatch, listener.id, Message("n", 8))
+            return await stream
+
+        assert data(run(main)) == [8]
