@@ -28,14 +28,14 @@ __all__ = [
 ]
 
 if TYPE_CHECKING or not ERIC_SSE_2_0:
-    from eric_sse_sql.channels import SqlSSEChannel
+    from eric_sse_sql.channels import SqlChannel, SqlSSEChannel
     from eric_sse_sql.repositories.eric_sse_21 import AbstractSqlChannelRepository, SqlSSEChannelRepository
 
-    __all__ += ["AbstractSqlChannelRepository", "SqlSSEChannel", "SqlSSEChannelRepository"]
+    __all__ += ["AbstractSqlChannelRepository", "SqlChannel", "SqlSSEChannel", "SqlSSEChannelRepository"]
 else:
 
     def __getattr__(name: str) -> object:
-        if name in ("AbstractSqlChannelRepository", "SqlSSEChannel", "SqlSSEChannelRepository"):
+        if name in ("AbstractSqlChannelRepository", "SqlChannel", "SqlSSEChannel", "SqlSSEChannelRepository"):
             raise ImportError(
                 f"{name} implements what eric-sse 2.1 asks for, and 2.0 is installed; run "
                 "`pip install --upgrade eric-sse`, or use ChannelRepository"

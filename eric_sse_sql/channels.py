@@ -1,35 +1,279 @@
-"""``SqlSSEChannel``: a channel of server-sent events over queues in the database, for eric-sse 2.1."""
+"""``SqlChannel`` and ``SqlSSEChannel``: handles on channels in the database, for eric-sse 2.1."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
+import asyncio
+import logging
+from abc import ABC
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from typing import Any, cast
 
-from eric_sse.connection import ConnectionsFactory
+from eric_sse.connection import Connection, ConnectionsFactory, InMemoryConnectionsFactory
+from eric_sse.entities import AbstractChannel
+from eric_sse.exception import NoMessagesException
 from eric_sse.listener import MessageQueueListener
-from eric_sse.message import MessageContract
+from eric_sse.message import Message, MessageContract
 from eric_sse.prefabs import SSEChannel
+from eric_sse.queues import Queue
 
 from eric_sse_sql.arguments import YEAR_SECONDS, validate_number, validate_type
 from eric_sse_sql.database import MAX_AGE
+from eric_sse_sql.fanout import Fanout, LocalFanout, LogFanout, QueueFanout
+from eric_sse_sql.identity_map import HeldConnection, IdentityMap
 from eric_sse_sql.keys import validate_key
-from eric_sse_sql.queues import BlockingSqlQueue, SqlQueue, broadcast
-from eric_sse_sql.streams.replay import Replay
-from eric_sse_sql.streams.source import MessageSource, PrefetchBuffer
-from eric_sse_sql.streams.stream import stream
+from eric_sse_sql.queues import BlockingSqlQueue, SqlConnectionsFactory, SqlQueue
+from eric_sse_sql.streams.event_log import log_of
+from eric_sse_sql.streams.log_source import LogSource
+from eric_sse_sql.streams.source import ERROR, MessageSource, PrefetchBuffer, in_thread
+from eric_sse_sql.streams.stream import UNDELIVERABLE, stream
+from eric_sse_sql.wakeups.presence import OpenStream
 
 #: Milliseconds after which a browser reconnects. eric-sse's own default is 5: with it, a page whose server closes each
 #: connection was seen to make 262 connections in 3 seconds. Browsers wait about 3 seconds by default.
 RETRY_MILLISECONDS = 3000
 MAX_RETRY_MILLISECONDS = 2**31 - 1  # browsers keep it in 32 bits
 MAX_REPLAY_SECONDS = MAX_AGE.days * 24 * 60 * 60
-
+POLLED_QUEUE_SECONDS = 0.01  # between two pops of an empty queue of another class
+_HELD = "_identity_map"  # the attribute that has it
 _FACTORY = "write SqlConnectionsFactory(database)"
 
+logger = logging.getLogger("eric_sse_sql")
 
-class SqlSSEChannel(SSEChannel):
-    """A channel of server-sent events, whose broadcast is one statement however many listeners there are.
+
+class SqlChannel(AbstractChannel, ABC):
+    """A handle on a channel in the database, not a copy of it.
+
+    It holds the connections that were asked of it or registered with it, as an SQLAlchemy ``Session`` holds objects:
+    the same listener object for the same id for as long as the channel object lives. Every other connection it looks up
+    when it is asked, so that it sees what any process has stored, and the cost of a call does not grow with the
+    listeners of the channel.
+
+    A new object knows only what is registered with it. A repository that loads or persists it makes it a handle. What
+    was registered and removed is written by ``persist``, and forgotten when that is committed: after a rollback, the
+    next ``persist`` does all of its work. Threads may share it.
+
+    Derive the channels of an application from it, together with ``adapt``.
+
+    :param stream_delay_seconds: how long a stream waits after each event
+    :param channel_id: its own id, by default a new one
+    :param connections_factory: what makes connections for listeners
+    :param replay_seconds: how long the channel's log keeps its events, so that a client that reconnects gets those that
+        it has missed. With 0, there is no log: each listener has a queue, whose messages are deleted when delivered
+    """
+
+    def __init__(
+        self,
+        stream_delay_seconds: float = 0,
+        channel_id: str | None = None,
+        connections_factory: ConnectionsFactory | None = None,
+        replay_seconds: float = 0,
+    ) -> None:
+        validate_number("stream_delay_seconds", stream_delay_seconds, 0, YEAR_SECONDS)
+        validate_number("replay_seconds", replay_seconds, 0, MAX_REPLAY_SECONDS)
+        if channel_id is not None:
+            validate_key("a channel id", channel_id)
+        if connections_factory is not None:
+            validate_type("connections_factory", connections_factory, ConnectionsFactory, _FACTORY)
+        AbstractChannel.__init__(self, cast(int, stream_delay_seconds), channel_id, connections_factory)
+        self._factory = connections_factory or InMemoryConnectionsFactory()
+        self.replay_seconds = replay_seconds
+
+    @property
+    def identity_map(self) -> IdentityMap:
+        """The connections that this object holds. A repository sets where it looks others up."""
+        held: IdentityMap | None = self.__dict__.get(_HELD)
+        if held is None:  # of a new object, or of one that was pickled
+            held = self.__dict__.setdefault(_HELD, IdentityMap(self.id, has_log=bool(self.replay_seconds)))
+        return held
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All attributes but what is held: connections are stored in rows of their own."""
+        return {name: value for name, value in self.__dict__.items() if name != _HELD}
+
+    # Connections
+
+    def add_listener(self) -> MessageQueueListener:
+        """A new listener, registered with a new connection. No statement: ``persist`` stores it."""
+        connection = self._connections_factory.create()
+        self.register_connection(connection)
+        return connection.listener
+
+    def register_listener(self, listener: MessageQueueListener) -> None:
+        """Register a listener with a new connection. No statement: ``persist`` stores it."""
+        self.register_connection(self._connections_factory.create(listener=listener))
+
+    def register_connection(self, connection: Connection) -> None:
+        """Register a connection. No statement: ``persist`` stores it."""
+        self.identity_map.register(connection)
+
+    def remove_listener(self, listener_id: str) -> None:
+        """Remove a listener: at once in this object, whose streams of it end; ``persist`` deletes it. At most one
+        statement.
+
+        :raises InvalidListenerException: when the channel has no such listener
+        """
+        self.identity_map.remove(listener_id)
+
+    def get_listener(self, listener_id: str) -> MessageQueueListener:
+        """The listener of an id: the same object each time. One statement the first time.
+
+        :raises InvalidListenerException: when the channel has none of it
+        """
+        return self.identity_map.find(listener_id).connection.listener
+
+    def get_connections(self) -> Sequence[Connection]:
+        """All connections that are stored for the channel, in any process, and those that are registered here; without
+        those that were removed here. One statement, a join."""
+        return [each.connection for each in self.identity_map.load_all()]
+
+    # Messages
+
+    def dispatch(self, listener_id: str, msg: MessageContract) -> None:
+        """Give a message to one listener. One statement; two the first time, where the codec signs.
+
+        :raises InvalidListenerException: when the channel has no such listener any more; no queue has the message then
+        :raises RepositoryError: when the message can't be stored
+        """
+        self.identity_map.check(listener_id)
+        self._fanout().dispatch(listener_id, msg)
+
+    def broadcast(self, msg: MessageContract) -> None:
+        """Give a message to each listener of the channel, in any process: to all or to none. One statement, in which
+        the message travels once; two, where the codec signs and there is no log.
+
+        Queues whose class has a ``push`` of its own, or that are in another database, get it by their ``push``.
+
+        With ``replay_seconds``, it is one row in the channel's log, which stays locked until the transaction that it is
+        part of is committed: other messages for the channel wait.
+
+        :raises RepositoryError: when the message can't be stored
+        """
+        self._fanout().broadcast(msg)
+
+    def deliver_next(self, listener_id: str) -> MessageContract:
+        """The next message of a listener that is started: removed from its queue, and given to its ``on_message``.
+
+        :raises NoMessagesException: when there is none, or the listener is not started
+        :raises InvalidListenerException: when the channel has no such listener
+        """
+        connection = self.identity_map.find(listener_id).connection
+        if not connection.listener.is_running():
+            raise NoMessagesException
+        message: MessageContract = connection.queue.pop()
+        connection.listener.on_message(message)
+        return message
+
+    async def message_stream(
+        self, listener: MessageQueueListener, last_event_id: str | None = None
+    ) -> AsyncIterator[Any]:
+        """The events of a listener's messages, until it is stopped, or removed from the channel by any process. A
+        listener that was not started ends it at once.
+
+        While there is no message, the stream runs no query: it wakes up when any process has pushed one. No query runs
+        on the event loop. A backlog is fetched up to a hundred messages, or 8 MiB, at once; those that were not
+        delivered when the stream ends go back to their places. A process that is killed loses what it has fetched.
+
+        With ``replay_seconds``, it loses none, and one statement reads the log for all streams of the process: each
+        event has an ``id``, and a stream that is given the last one that the browser has seen goes on after it. Where
+        events after it are gone, or the id is none of this log, an event of the type "reset" is delivered first, then
+        what there is. All streams of a listener get all its events. An event is delivered when the next one is asked
+        for; how far a connection is, is written about once a second.
+
+        Errors are events of the type "error": a database that can't be queried gives one, until it can be again, and so
+        does a message that can't be decoded, which is set aside.
+
+        :param last_event_id: what the browser sends as ``Last-Event-ID``; without it, the stream goes on where streams
+            of the connection have stopped
+        :raises InvalidListenerException: when the channel has no such listener
+        :raises RepositoryError: for a ``last_event_id`` that is no text
+        """
+        if last_event_id is not None:
+            validate_type("last_event_id", last_event_id, str, "pass the header Last-Event-ID as it is, or None")
+        held = self.identity_map
+        if held.store is None or held.is_found_without_statement(listener.id):
+            found = held.find(listener.id)
+        else:
+            found = await in_thread(held.store.database, held.find, listener.id)
+        database = None if held.store is None or found.blobs is None else held.store.database
+        opened = None if database is None else database.watcher.presence.open(found.connection.id)
+
+        def is_open() -> bool:
+            is_deleted = opened is not None and opened.is_deleted
+            return not (found.is_gone or is_deleted) and listener.is_running()
+
+        queue = found.connection.queue
+        is_ours = isinstance(queue, SqlQueue) and type(queue).pop in (SqlQueue.pop, BlockingSqlQueue.pop)
+        events = self._events(found, opened, last_event_id, is_open) if is_ours else self._polled_events(found, is_open)
+        try:
+            if database is not None:
+                database.background.poller.start()  # which learns that the connection is deleted
+            async with aclosing(events):
+                async for event in events:
+                    yield event
+        finally:
+            if database is not None and opened is not None:
+                database.watcher.presence.close(opened)
+                if opened.is_deleted:
+                    held.discard(found)
+
+    def _events(
+        self, found: HeldConnection, opened: OpenStream | None, last_event_id: str | None, is_open: Callable[[], bool]
+    ) -> AsyncGenerator[Any, None]:
+        """The events of a queue in a database, or of the log that its channel has."""
+        queue = cast(SqlQueue, found.connection.queue)
+        source: MessageSource = (
+            PrefetchBuffer(queue, found.blobs is not None)
+            if found.cursor is None
+            else LogSource(found.cursor, opened, last_event_id)
+        )
+        return stream(
+            source,
+            found.connection.listener,
+            queue.database,
+            is_open=is_open,
+            adapt=self._adapted,
+            delay=lambda: self.stream_delay_seconds,
+        )
+
+    async def _polled_events(self, found: HeldConnection, is_open: Callable[[], bool]) -> AsyncGenerator[Any, None]:
+        """The events of a queue of another class, popped on the event loop again and again, as eric-sse does."""
+        listener = found.connection.listener
+        while is_open():
+            try:
+                yield self.adapt(self.deliver_next(listener.id))
+            except NoMessagesException:
+                await asyncio.sleep(max(self.stream_delay_seconds, POLLED_QUEUE_SECONDS))
+                continue
+            except Exception:
+                logger.exception("a message can't be delivered to its listener")
+                yield self.adapt(Message(ERROR, UNDELIVERABLE))
+            await asyncio.sleep(self.stream_delay_seconds)
+
+    def _adapted(self, message: MessageContract, event_id: str | None) -> Any:
+        event = self.adapt(message)
+        return event if event_id is None else {**event, "id": event_id}
+
+    def _fanout(self) -> Fanout:
+        held, factory = self.identity_map, self._connections_factory
+        database = None if held.store is None else held.store.database
+        if self.replay_seconds:
+            if database is None and isinstance(factory, SqlConnectionsFactory):
+                database = factory.database
+            if database is not None:
+                return LogFanout(log_of(database, self.id), held)
+        return LocalFanout(held) if database is None else QueueFanout(database, self.id, held)
+
+    @property
+    def _connections_factory(self) -> ConnectionsFactory:
+        return cast(ConnectionsFactory, self.__dict__.setdefault("_factory", InMemoryConnectionsFactory()))
+
+    def _get_queue(self, listener_id: str) -> Queue:
+        return self.identity_map.find(listener_id).connection.queue
+
+
+class SqlSSEChannel(SqlChannel, SSEChannel):
+    """A channel of server-sent events: a :class:`SqlChannel` whose events ``sse-starlette`` and its like take.
 
     Its queues are what the connections factory makes: give it a :class:`SqlConnectionsFactory`, or let
     :meth:`SqlSSEChannelRepository.create` do so.
@@ -38,9 +282,7 @@ class SqlSSEChannel(SSEChannel):
     :param retry_timeout_milliseconds: how long a browser waits before it reconnects
     :param channel_id: its own id, by default a new one
     :param connections_factory: what makes connections for listeners
-    :param replay_seconds: how long a message that a stream has delivered is kept, so that a browser that reconnects
-        gets the messages that it has missed. With 0, a message is deleted when it is delivered
-    :raises RepositoryError: for an argument of another type or out of range
+    :param replay_seconds: how long a message that a stream has delivered is kept
     """
 
     def __init__(
@@ -51,61 +293,6 @@ class SqlSSEChannel(SSEChannel):
         connections_factory: ConnectionsFactory | None = None,
         replay_seconds: float = 0,
     ) -> None:
-        validate_number("stream_delay_seconds", stream_delay_seconds, 0, YEAR_SECONDS)
         validate_number("retry_timeout_milliseconds", retry_timeout_milliseconds, 0, MAX_RETRY_MILLISECONDS, whole=True)
-        validate_number("replay_seconds", replay_seconds, 0, MAX_REPLAY_SECONDS)
-        if channel_id is not None:
-            validate_key("a channel id", channel_id)
-        if connections_factory is not None:
-            validate_type("connections_factory", connections_factory, ConnectionsFactory, _FACTORY)
-        super().__init__(cast(int, stream_delay_seconds), retry_timeout_milliseconds, channel_id, connections_factory)
-        self.replay_seconds = replay_seconds
-
-    def broadcast(self, msg: MessageContract) -> None:
-        """Add a message to the queue of each listener: for all queues in a database, to all or to none.
-
-        :raises RepositoryError: when the message can't be stored
-        """
-        broadcast(msg, [connection.queue for connection in self.get_connections()])
-
-    async def message_stream(
-        self, listener: MessageQueueListener, last_event_id: str | None = None
-    ) -> AsyncIterator[Any]:
-        """The events of a listener's messages, until it is stopped. A listener that was not started ends it at once.
-
-        While there is no message, the stream runs no query: it wakes up when any process has pushed one. No query runs
-        on the event loop. A backlog is fetched up to a hundred messages at once; those that were not delivered when the
-        stream ends go back to their places. A process that is killed, or a database that can't be reached for 10
-        seconds while the stream ends, loses what was fetched. A queue of another class is streamed as eric-sse does.
-
-        With ``replay_seconds``, it loses none: each event has an ``id``, and a stream that is given the last one that
-        the browser has seen goes on after it, first with the messages that were delivered meanwhile. Where some of them
-        are gone, an event of the type "reset" is delivered in their place. All streams of a listener then get all its
-        messages.
-
-        Errors are events of the type "error": a database that can't be reached gives one, until it can be again.
-
-        :param last_event_id: what the browser sends as ``Last-Event-ID``; without it, the stream begins with the
-            messages that were not delivered to any
-        :raises InvalidListenerException: when the channel has no such listener
-        :raises RepositoryError: for a ``last_event_id`` that is no text
-        """
-        if last_event_id is not None:
-            validate_type("last_event_id", last_event_id, str, "pass the header Last-Event-ID as it is, or None")
-        self.get_listener(listener.id)
-        queue = self._get_queue(listener.id)
-        if not (isinstance(queue, SqlQueue) and type(queue).pop in (SqlQueue.pop, BlockingSqlQueue.pop)):
-            async with aclosing(cast(AsyncGenerator[Any, None], super().message_stream(listener))) as others:
-                async for event in others:
-                    yield event
-            return
-        replays = self.replay_seconds
-        source: MessageSource = Replay(queue, replays, last_event_id) if replays else PrefetchBuffer(queue)
-        events = stream(source, listener, queue.database, adapt=self._adapted, delay=lambda: self.stream_delay_seconds)
-        async with aclosing(events):
-            async for event in events:
-                yield event
-
-    def _adapted(self, message: MessageContract, event_id: str | None) -> Any:
-        event = self.adapt(message)
-        return event if event_id is None else {**event, "id": event_id}
+        SqlChannel.__init__(self, stream_delay_seconds, channel_id, connections_factory, replay_seconds)
+        self.retry_timeout_milliseconds = retry_timeout_milliseconds

@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, cast
+from weakref import finalize
 
 from eric_sse.connection import Connection
 from eric_sse.entities import AbstractChannel, _ConnectionManager
@@ -189,19 +190,20 @@ def identify(connection: Connection) -> str:
     return connection.id
 
 
+_stored_ids: dict[int, set[str]] = {}  # by the id() of the channel, until it is collected
+
+
 def stored_ids(channel: AbstractChannel) -> set[str]:
     """The ids of the connections that may be stored for a channel object: it was loaded or persisted with them."""
-    return getattr(_registry(channel), "eric_sse_sql_stored_ids", set())
+    return _stored_ids.get(id(channel), set())
 
 
 def set_stored_ids(channel: AbstractChannel, ids: set[str]) -> None:
     """Remember the ids of the connections that may be stored for a channel object."""
-    _registry(channel).eric_sse_sql_stored_ids = ids  # not on the channel, which may be pickled with its attributes
-
-
-def _registry(channel: AbstractChannel) -> Any:
-    """The object that holds a channel's listeners and queues. eric-sse has no public name for it."""
-    return cast(Any, channel)._AbstractChannel__connection_manager
+    # Not on the channel, which may be pickled with its attributes, nor with it as a key: its class may forbid that.
+    if id(channel) not in _stored_ids:
+        finalize(channel, _stored_ids.pop, id(channel), None).atexit = False
+    _stored_ids[id(channel)] = ids
 
 
 def registered_connections(channel: Any) -> list[tuple[str | None, MessageQueueListener, Queue]]:

@@ -270,6 +270,11 @@ def entered(manager: Any) -> None:
         pass
 
 
+def join_driver(database: Any) -> None:
+    with closing(sqlite3.connect(":memory:")) as connection:
+        database.join(connection)
+
+
 def first_event(stream: Any) -> None:
     asyncio.run(stream.__anext__())
 
@@ -282,8 +287,23 @@ class Connectionless:
 
 CALLS: list[tuple[str, Callable[[Database], object], str]] = [
     ("prune by a number", lambda db: db.prune(7), "older_than must be a timedelta, not int; write timedelta(days=7)"),
-    ("prune by the longest age", lambda db: db.prune(timedelta.max), "older_than must be at most 365,000 days"),
-    ("prune by the lowest age", lambda db: db.prune(timedelta.min), "older_than must be at most 365,000 days"),
+    ("prune by the longest age", lambda db: db.prune(timedelta.max), "older_than must be from 0 to 365,000 days"),
+    ("prune by the lowest age", lambda db: db.prune(timedelta.min), "older_than must be from 0 to 365,000 days"),
+    (
+        "prune by a negative age",
+        lambda db: db.prune(timedelta(microseconds=-1)),
+        "older_than must be from 0 to 365,000",
+    ),
+    (
+        "prune unseen by a number",
+        lambda db: db.prune(timedelta(0), unseen_for=7),
+        "unseen_for must be a timedelta, not int; write timedelta(days=7)",
+    ),
+    (
+        "prune unseen by the longest age",
+        lambda db: db.prune(timedelta(0), unseen_for=timedelta.max),
+        "unseen_for must be from 0 to 365,000 days",
+    ),
     ("upgrade to a number", lambda db: db.upgrade(3), "revision must be a str, not int; leave it out for the newest"),
     ("upgrade to nothing", lambda db: db.upgrade(""), "revision must not be empty; leave it out for the newest one"),
     (
@@ -299,11 +319,7 @@ CALLS: list[tuple[str, Callable[[Database], object], str]] = [
     ("join an engine", lambda db: db.join(db.engine), "not Engine. Write `with Session(engine) as session"),
     ("join None", lambda db: db.join(None), "not NoneType. Write `with Session(engine) as session"),
     ("join an asynchronous session", lambda db: db.join(AsyncSession()), "in asyncio, the one that run_sync() gives"),
-    (
-        "join a driver's connection",
-        lambda db: db.join(sqlite3.connect(":memory:")),
-        "not Connection. Write `with Session",
-    ),
+    ("join a driver's connection", lambda db: join_driver(db), "not Connection. Write `with Session"),
     (
         "join a session without engine",
         lambda db: entered(db.join(Session())),
@@ -709,7 +725,6 @@ def work_through(database: Database) -> None:
     (stored,) = ids_of_connections(database)
     assert connections.load_one(stored).queue.id == "queue"
     connections.delete(stored)
-    database.prune(timedelta(0))
 
 
 def ids_of_connections(database: Database) -> Iterable[str]:
@@ -735,6 +750,7 @@ def test_an_option_of_an_engine_changes_nothing(shared_url: URL, options: dict[s
     in_autocommit = before.isolation_level is None if engine.dialect.name == "sqlite" else before.autocommit
     with Database(engine) as database:
         work_through(database)
+        database.prune(timedelta(0))
         with Session(engine) as session:
             if in_autocommit:
                 with pytest.raises(RepositoryError, match="the connection is in autocommit"), database.join(session):
@@ -1003,6 +1019,8 @@ def test_a_full_file_says_so(file: Path) -> None:
 
 def test_a_connection_of_another_thread_says_what_to_do(tmp_path: Path) -> None:
     engine = create_engine("sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": True})
+    made: list[sqlite3.Connection] = []
+    event.listen(engine, "connect", lambda connection, _: made.append(connection))
     with Database(engine) as database:
         database.upgrade()
         errors: list[RepositoryError] = []
@@ -1018,6 +1036,8 @@ def test_a_connection_of_another_thread_says_what_to_do(tmp_path: Path) -> None:
         thread.join()
     assert "connect_args={'check_same_thread': False}" in str(errors[0])
     engine.dispose()
+    for connection in made:  # the pool has tried to close it in the other thread
+        connection.close()
 
 
 # psycopg

@@ -26,6 +26,8 @@ LAYERS = (
     {"database"},
     {"queues", "storage"},
     {"streams"},
+    {"identity_map"},
+    {"fanout"},
     {"channels"},
     {"repositories"},
     {"inmemory"},
@@ -42,8 +44,13 @@ DATABASE_NAMES = {"aiosqlite", "postgres", "postgresql", "pysqlite", "sqlite"}
 #: Calls of SQLAlchemy that take such a name: it applies an argument on that database only.
 DIALECT_VARIANTS = {"prefix_with", "with_hint", "with_variant"}
 
-#: The registry that a fork of the process needs is the only state of a module, apart from context variables.
-STATE = {"execution.fork": {"_abandoned", "_numbers", "_parts"}}
+#: State of modules, apart from context variables: the registry that a fork of the process needs, what the databases on
+#: an engine share, and what is known of channel objects whose classes are not this package's.
+STATE = {
+    "execution.fork": {"_abandoned", "_numbers", "_parts"},
+    "wakeups.background": {"_by_engine"},
+    "contract": {"_stored_ids"},
+}
 MUTABLE_CALLS = {"bytearray", "count", "cycle", "defaultdict", "deque", "dict", "list", "set", "SimpleQueue", "Queue"}
 STATEFUL = ("Lock", "RLock", "Condition", "Event", "Semaphore", "Weak", "OrderedDict", "Counter", "local", "Thread")
 MUTATORS = {
@@ -157,6 +164,22 @@ def database_names(tree: ast.Module) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Constant) and node.value in DATABASE_NAMES and id(node) not in variants:
             yield f"line {node.lineno}: {node.value}"
+
+
+#: eric-sse 2.0 has no public way to the connections of a channel; its repositories store a copy without them.
+MANGLED = {"contract": {"_AbstractChannel__connection_manager"}}
+
+
+@pytest.mark.parametrize("module", SOURCES)
+def test_a_module_uses_no_name_mangled_attribute_of_eric_sse(module: str) -> None:
+    names = {node.attr for node in ast.walk(TREES[module]) if isinstance(node, ast.Attribute)}
+    names |= {str(node.value) for node in ast.walk(TREES[module]) if isinstance(node, ast.Constant)}
+    assert {name for name in names if name.startswith("_") and "__" in name[1:-2]} == MANGLED.get(module, set())
+
+
+def test_only_the_repositories_of_eric_sse_2_0_copy_a_channel_without_its_connections() -> None:
+    users = {module for module, source in SOURCES.items() if "without_connections(" in source}
+    assert users == {"contract", "repositories.eric_sse_20"}
 
 
 @pytest.mark.parametrize("module", SOURCES)

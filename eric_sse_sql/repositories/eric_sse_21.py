@@ -19,7 +19,7 @@ from eric_sse.queues import Queue
 from eric_sse.repository import AbstractChannelRepository
 
 from eric_sse_sql.arguments import validate_type
-from eric_sse_sql.channels import SqlSSEChannel
+from eric_sse_sql.channels import SqlChannel, SqlSSEChannel
 from eric_sse_sql.contract import ItemNotFound
 from eric_sse_sql.database import Database
 from eric_sse_sql.keys import validate_key
@@ -53,8 +53,8 @@ class SqlListenersRepository(ListenerRepositoryInterface):
         self._store.persist_object(self._store.listeners, sql.SET_LISTENER_ID, connection_id, listener)
 
     def delete(self, connection_id: str) -> None:
-        """Delete the listener of a connection, and the connection, if they are there."""
-        self._store.listeners.delete(connection_id)
+        """Delete the listener of a connection, and the connection with its queue and messages, if they are there."""
+        self._store.delete_listener(connection_id)
 
 
 class SqlQueuesRepository(QueueRepositoryInterface):
@@ -85,7 +85,7 @@ class SqlQueuesRepository(QueueRepositoryInterface):
         self._store.persist_object(self._store.queues, sql.SET_QUEUE_ID, connection_id, queue)
 
     def delete(self, connection_id: str) -> None:
-        """Delete the queue of a connection, its messages, and the connection, if they are there."""
+        """Delete the queue of a connection, and the connection with its listener and messages, if they are there."""
         self._store.delete_queue(connection_id)
 
 
@@ -162,40 +162,46 @@ class AbstractSqlChannelRepository(AbstractChannelRepository, ABC):
         return self._connections_repository
 
     def load_all(self) -> Iterable[AbstractChannel]:
-        """All channels, their connections registered, ordered by id: two statements for each hundred."""
-        for stored, connections in self._store.channels():
-            yield registered(self._created(stored), connections)
+        """All channels, ordered by id: a statement for each hundred. Those that don't derive from :class:`SqlChannel`
+        have their connections registered, with a statement each."""
+        return map(self._loaded, self._store.channels_alone())
 
     def load_one(self, channel_id: str) -> AbstractChannel:
-        """The channel of an id, its connections registered. One statement.
+        """The channel of an id. One statement; a channel that does not derive from :class:`SqlChannel` has its
+        connections registered, with another one.
 
         :raises ItemNotFound: when there is none
         """
-        stored, connections = self._store.channel(channel_id)
-        return registered(self._created(stored), connections)
+        return self._loaded(self._store.channel_alone(channel_id))
 
     def persist(self, channel: AbstractChannel) -> None:
-        """Store a channel and the connections registered with it.
+        """Store a channel, the connections registered with it, and what has changed of those that it holds.
 
-        A connection that this channel object was loaded or persisted with, and has no more, is deleted with its
-        listener, queue and messages. One that it never knew stays: another process may have added it.
+        A connection that was removed from this object is deleted with its listener, queue and messages. All others
+        stay: another process may have added them.
 
         :raises RepositoryError: when the channel, a listener or a queue can't be stored; nothing is then
         """
         validate_type("a channel", channel, AbstractChannel)
-        connections = [record_of(connection) for connection in channel.get_connections()]
-        self._store.persist_channel(
-            validate_key("a channel id", channel.id), self._channel_to_dict(channel), channel, connections
-        )
+        channel_id, stored = validate_key("a channel id", channel.id), self._channel_to_dict(channel)
+        if isinstance(channel, SqlChannel):
+            self._store.persist_live_channel(channel_id, stored, channel)
+        else:
+            connections = [record_of(connection) for connection in channel.get_connections()]
+            self._store.persist_channel(channel_id, stored, channel, connections)
 
     def delete(self, channel_id: str) -> None:
         """Delete a channel, if it is there: with its connections, their listeners, queues and messages."""
         self._store.delete_channel(channel_id)
 
-    def _created(self, stored: Any) -> AbstractChannel:
+    def _loaded(self, stored: Any) -> AbstractChannel:
         if not isinstance(stored, dict):
             raise RepositoryError("the channel was stored by ChannelRepository; load it with that")
-        return self.create(stored)
+        channel = self.create(stored)
+        if isinstance(channel, SqlChannel):
+            channel.identity_map.store = self._store
+            return channel
+        return registered(channel, self._store.connections(channel.id))
 
 
 class SqlSSEChannelRepository(AbstractSqlChannelRepository):

@@ -5,7 +5,8 @@ The number of statements of a call does not grow with the connections of a chann
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import secrets
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from operator import attrgetter, itemgetter
 from typing import Any, NamedTuple, TypeVar
@@ -16,11 +17,13 @@ from eric_sse.listener import MessageQueueListener
 from eric_sse.queues import Queue
 
 from eric_sse_sql import contract
+from eric_sse_sql.channels import SqlChannel
 from eric_sse_sql.codec import class_path
 from eric_sse_sql.contract import ItemNotFound
 from eric_sse_sql.database import Database
 from eric_sse_sql.errors import repository_errors
 from eric_sse_sql.execution.statement import Statement
+from eric_sse_sql.identity_map import Blobs, HeldConnection, IdentityMap
 from eric_sse_sql.keys import (
     CHANNELS,
     CONNECTION_LISTENERS,
@@ -30,10 +33,10 @@ from eric_sse_sql.keys import (
     new_id,
     validate_key,
 )
-from eric_sse_sql.queues import BlockingSqlQueue, SqlQueue
+from eric_sse_sql.queues import BlockingSqlQueue, SqlQueue, is_pushed_by_statement
 from eric_sse_sql.repositories.objects import ObjectStorage, listener_template, queue_template
 from eric_sse_sql.sql import connections as sql
-from eric_sse_sql.sql import entries
+from eric_sse_sql.sql import entries, events
 from eric_sse_sql.sql.connections import KnownConnection, StoredChannel, StoredConnection
 from eric_sse_sql.storage import keyset_pages
 
@@ -46,6 +49,18 @@ class ConnectionRecord(NamedTuple):
     id: str | None  # None where eric-sse 2.0 keeps no id
     listener: MessageQueueListener
     queue: Queue
+
+
+class _Changed(NamedTuple):
+    """A connection that is not stored as it is: its row, and the entries of its listener and its queue."""
+
+    held: HeldConnection
+    row: dict[str, Any]
+    objects: tuple[dict[str, Any], dict[str, Any]]
+
+    def is_deleted(self, stored_ids: set[str]) -> bool:
+        """Whether it was stored, and another process has deleted it."""
+        return self.held.blobs is not None and self.held.connection.id not in stored_ids
 
 
 class ChannelStore:
@@ -82,6 +97,33 @@ class ChannelStore:
         """
         return self._connection(self._connection_row(connection_id))
 
+    @property
+    def database(self) -> Database:
+        """Where the channels are."""
+        return self._database
+
+    def find_connection(self, channel_id: str, listener_id: str) -> HeldConnection | None:
+        """The connection of a listener in a channel; None where none is stored. One statement."""
+        validate_key("a listener id", listener_id)
+        with repository_errors("the connection can't be loaded"):
+            rows = self._executor.run(sql.OF_LISTENER, channel_id=channel_id, listener_id=listener_id)
+        return self._held(StoredConnection._make(rows[0])) if rows else None
+
+    def held_connections(self, channel_id: str) -> Iterator[HeldConnection]:
+        """All connections of a channel, by id. One statement, a join."""
+        with repository_errors("the connections can't be loaded"):
+            rows = self._executor.run(sql.OF_CHANNEL, channel_id=channel_id)
+        return map(self._held, map(StoredConnection._make, rows))
+
+    def missing_ids(self, connection_ids: Collection[str]) -> set[str]:
+        """Those of some ids that no connection is stored under. One statement."""
+        with repository_errors("the connections can't be looked up"):
+            list_value = self._executor.dialect.list_value(list(connection_ids))
+            return {missing for (missing,) in self._executor.run(sql.MISSING, connection_ids=list_value)}
+
+    def _held(self, row: StoredConnection) -> HeldConnection:
+        return HeldConnection(self._connection(row), (row.listener, row.queue))
+
     def _connection_row(self, connection_id: str) -> StoredConnection:
         """The row of one connection.
 
@@ -107,6 +149,11 @@ class ChannelStore:
                 self._lock_channel(validate_key("a channel id", channel_id))
             self._executor.run_many(entries.UPSERT_MANY, objects)
             self._executor.run_many(sql.UPSERT_CONNECTIONS, [row])
+            self._start([connection_id])
+
+    def _start(self, connection_ids: Sequence[str]) -> None:
+        """Let connections that are new begin after the last event of their channel's log."""
+        self._executor.run(events.START, connection_ids=self._executor.dialect.list_value(connection_ids))
 
     def _lock_channel(self, channel_id: str) -> None:
         """Keep a channel from being deleted until the end of the transaction.
@@ -158,6 +205,89 @@ class ChannelStore:
             raise ItemNotFound(channel_id)
         stored = self.channel_objects.value(channel.listener_key, channel.listener)
         return stored, [self._connection(row) for row in rows if row is not channel]
+
+    def channel_alone(self, channel_id: str) -> Any:
+        """The object that is stored for a channel. One statement.
+
+        :raises ItemNotFound: when there is none of that id
+        """
+        validate_key("a channel id", channel_id)
+        with repository_errors("the channel can't be loaded"):
+            rows = self._executor.run(sql.CHANNEL_ALONE, channel_id=channel_id)
+        if not rows:
+            raise ItemNotFound(channel_id)
+        channel = StoredChannel._make(rows[0])
+        return self.channel_objects.value(channel.entry_key, channel.value)
+
+    def channels_alone(self) -> Iterator[Any]:
+        """The objects that are stored for all channels, by id: a statement a page."""
+        pages = keyset_pages(
+            self._database, sql.FIRST_CHANNELS, sql.NEXT_CHANNELS, "", CHANNELS_A_PAGE, CHANNELS_A_PAGE
+        )
+        for page in pages:
+            for channel in map(StoredChannel._make, page):
+                yield self.channel_objects.value(channel.entry_key, channel.value)
+
+    def persist_live_channel(self, channel_id: str, stored: object, channel: SqlChannel) -> None:
+        """Store a channel, what has changed of the connections that it holds, and delete those removed from it.
+
+        A connection that another process has deleted stays deleted.
+
+        :param stored: the object that is stored for the channel
+        """
+        held, removed = channel.identity_map, channel.identity_map.removed()
+        changed = self._changed(channel_id, held)
+        entry_key = self.channel_objects.entry_key(channel_id)
+        entry = self.channel_objects.entry(entry_key, stored)
+        row = {"channel_id": channel_id, "entry_key": entry_key, "channel_type": class_path(type(channel))}
+        with repository_errors("the channel can't be persisted"), self._database.transaction():
+            others = self._identify([each.row for each in changed], channel_id)
+            stored_ids = set(others)
+            deleted = [each.held for each in changed if each.is_deleted(stored_ids)]
+            changed = [each for each in changed if not each.is_deleted(stored_ids)]
+            changed_rows = [each.row for each in changed]
+            objects = {entry["key"]: entry for each in changed for entry in each.objects}
+            self._executor.run_many(entries.UPSERT_MANY, [entry, *(objects[key] for key in sorted(objects))])
+            self._executor.run(sql.UPSERT_CHANNEL, **row)
+            if channel.replay_seconds:
+                self._executor.run(
+                    events.OPEN_LOG,
+                    channel_id=channel_id,
+                    epoch=secrets.token_hex(8),
+                    last_position=0,
+                    first_position=1,
+                    replay_seconds=channel.replay_seconds,
+                )
+            self._executor.run_many(sql.UPSERT_CONNECTIONS, sorted(changed_rows, key=itemgetter("connection_id")))
+            if channel.replay_seconds and changed_rows:
+                self._start([row["connection_id"] for row in changed_rows])
+            gone = sorted({*removed.values(), *others} - {each.connection.id for each in held.held()})
+            if gone:
+                self._run_all(sql.DELETE_CONNECTIONS, connection_ids=self._executor.dialect.list_value(gone))
+            held.note_written(self, [each.held for each in changed])
+            self._executor.transactions.after_commit(
+                lambda: held.note_stored(
+                    self,
+                    [(each.held, _blobs(each.objects)) for each in changed],
+                    removed=removed,
+                    deleted=deleted,
+                )
+            )
+
+    def _changed(self, channel_id: str, held: IdentityMap) -> list[_Changed]:
+        """The connections that a channel object holds and that are not stored as they are."""
+        changed = []
+        for each in held.held():
+            if each.is_known_unchanged:
+                continue
+            record = record_of(each.connection)
+            row = self._row(record.id, record, channel_id)
+            if each.cursor is not None and each.blobs is None:
+                row["start_position"] = each.cursor.start
+            objects = self._object_pair(row, record)
+            if each.blobs != _blobs(objects):
+                changed.append(_Changed(each, row, objects))
+        return changed
 
     def persist_channel(
         self, channel_id: str, stored: object, channel: AbstractChannel, connections: Sequence[ConnectionRecord]
@@ -216,6 +346,8 @@ class ChannelStore:
             "listener_key": self.listeners.entry_key(listener_key),
             "queue_id": validate_key("a queue id", queue_id),
             "queue_key": self.queues.entry_key(queue_key),
+            "has_own_push": not is_pushed_by_statement(record.queue),
+            "start_position": None,
         }
 
     def _object_keys(self, connection_id: Any, listener_id: str, queue_id: str) -> tuple[str, str]:
@@ -228,12 +360,15 @@ class ChannelStore:
         """The entries of all listeners and queues, ordered by key, so that two writers lock them in the same order."""
         objects: dict[str, dict[str, Any]] = {}
         for row, record in zip(rows, connections, strict=True):
-            for storage, key, object_id, value in (
-                (self.listeners, row["listener_key"], row["listener_id"], record.listener),
-                (self.queues, row["queue_key"], row["queue_id"], record.queue),
-            ):
-                objects[key] = storage.object_entry(key, object_id, value)
+            objects.update((entry["key"], entry) for entry in self._object_pair(row, record))
         return [objects[key] for key in sorted(objects)]
+
+    def _object_pair(self, row: Mapping[str, Any], record: ConnectionRecord) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The entries of the listener and of the queue of a connection."""
+        return (
+            self.listeners.object_entry(row["listener_key"], row["listener_id"], record.listener),
+            self.queues.object_entry(row["queue_key"], row["queue_id"], record.queue),
+        )
 
     def _identify(self, rows: list[dict[str, Any]], channel_id: str) -> list[str]:
         """Give an id to each row that has none.
@@ -293,12 +428,17 @@ class ConnectionKeyedStore(ChannelStore):
         with repository_errors("the connection can't be deleted"), self._database.transaction():
             self._run_all(sql.DELETE_CONNECTION_OF_CHANNEL, connection_id=connection_id, channel_id=channel_id)
 
+    def delete_listener(self, connection_id: str) -> None:
+        """Delete the listener of a connection and, if that is persisted, the connection with its messages and queue."""
+        entry_key = self.listeners.entry_key(connection_id)
+        with repository_errors("the listener can't be deleted"), self._database.transaction():
+            self._run_all(sql.DELETE_LISTENER_OBJECT, key=entry_key)
+
     def delete_queue(self, connection_id: str) -> None:
-        """Delete the queue of a connection with its messages, and the connection."""
+        """Delete the queue of a connection and, if that is persisted, the connection with its messages and listener."""
         entry_key = self.queues.entry_key(connection_id)
         with repository_errors("the queue can't be deleted"), self._database.transaction():
-            self._run_all(sql.DELETE_OF_QUEUE_OBJECT, key=entry_key)
-            self.queues.delete(connection_id)
+            self._run_all(sql.DELETE_QUEUE_OBJECT, key=entry_key)
 
     def _lock_channel(self, channel_id: str) -> None:
         entry_key = self.channel_objects.entry_key(channel_id)
@@ -320,6 +460,11 @@ def registered(channel: Channel, connections: Iterable[Connection]) -> Channel:
         ids.add(contract.identify(connection))
     contract.set_stored_ids(channel, ids)
     return channel
+
+
+def _blobs(objects: tuple[dict[str, Any], dict[str, Any]]) -> Blobs:
+    listener, queue = objects
+    return listener["value"], queue["value"]
 
 
 def record_of(connection: Connection) -> ConnectionRecord:

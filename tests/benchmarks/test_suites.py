@@ -27,6 +27,7 @@ OPTIONAL_MODULES = (
     "matplotlib",
     "persistqueue",
     "procrastinate",
+    "redis",
     "sqlitedict",
 )
 RUN = f"""
@@ -68,6 +69,9 @@ SHORT_RUNS = [
     ("queues", "postgres", ["one-message"]),
     ("channels", "postgres", ["channel"]),
     ("streams", "postgres", ["notify"]),
+    ("fanout", "sqlite-normal", ["calls", "live", "http"]),
+    ("fanout", "sqlite-normal", ["topics", "comeback", "long-log"]),
+    ("fanout", "postgres", ["calls", "long-log"]),
 ]
 
 

@@ -6,27 +6,32 @@ import multiprocessing
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
+from datetime import timedelta
 from multiprocessing.sharedctypes import Synchronized
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
+import httpx
 import pytest
 from eric_sse.message import Message
-from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
 from sqlalchemy import URL, make_url, text
 
 from eric_sse_sql import Database
 from eric_sse_sql.contract import ERIC_SSE_2_0
+from support.catalog import REPOSITORY
 from support.processes import repository
 from support.waiting import until
 
-EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "live_feed"
+EXAMPLE = REPOSITORY / "examples" / "live_feed"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 QUIET = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
@@ -34,6 +39,7 @@ QUIET = (
 )
 PATIENCE = 30.0  # seconds until a wait fails
 PAUSE = 0.03  # seconds between two numbered messages
+ENDED = "The stream has ended: this browser's listener was deleted. Press Join to go on with a new one."
 REPLAYED = re.compile(r"replayed (\d+) messages?\.$")
 
 pytestmark = [
@@ -131,9 +137,9 @@ def serving(url: URL, count: int) -> Iterator[list[Server]]:
         yield started
 
 
-def opened(browser: Browser, server: Server) -> Page:
-    """A page in a window of its own, as soon as it is live."""
-    page = browser.new_context().new_page()
+def opened(browser: Browser | BrowserContext, server: Server) -> Page:
+    """A page of a new visitor, or a tab in the windows of one, as soon as it is live."""
+    page = (browser.new_context() if isinstance(browser, Browser) else browser).new_page()
     page.set_default_timeout(PATIENCE * 1_000)
     page.goto(server.address)
     shows(page, "Connection", "live")
@@ -163,6 +169,13 @@ def type_message(page: Page, typed: str) -> None:
 def texts(page: Page) -> list[str]:
     """The texts of all entries of a page, from top to bottom."""
     return entries(page).locator(".text").all_text_contents()
+
+
+def listener_ids(url: URL) -> list[str]:
+    """The ids of all listeners that are stored."""
+    with Database(url) as database:
+        channel = repository(database, of_21=True).load_one("live")
+        return [connection.listener.id for connection in channel.get_connections()]
 
 
 def count_replayed(page: Page) -> int:
@@ -196,7 +209,7 @@ def test_pages_show_every_message_once_and_in_order_though_all_workers_are_kille
         before = sent.value
         for page in pages:
             shows(page, "Connection", "reconnecting")
-        type_message(pages[1], "to no listener")
+        type_message(pages[1], "not sent at once")
         shows(pages[1], "Sending", "Not sent: the server can't be reached.")
         until(lambda: sent.value >= before + 30, PATIENCE)
         missed = sent.value - before - 1  # at least: the first one may have been on its way
@@ -204,6 +217,8 @@ def test_pages_show_every_message_once_and_in_order_though_all_workers_are_kille
             server.start()
         for page in pages:
             shows(page, "Connection", "live")
+            shows(page, "Sending", "")
+        expect(pages[1].get_by_label("Message", exact=True)).to_have_value("not sent at once")
         type_message(pages[1], "all is well")
         for page in pages:
             shows_message(page, "all is well")
@@ -221,23 +236,192 @@ def test_pages_show_every_message_once_and_in_order_though_all_workers_are_kille
     assert failures == []
 
 
-def test_a_page_says_that_messages_are_missing_when_they_have_expired(tmp_path: Path, browser: Browser) -> None:
+def test_a_page_says_that_messages_are_missing_when_they_have_expired_or_cannot_be_read(
+    tmp_path: Path, browser: Browser
+) -> None:
     url = make_url(f"sqlite:///{tmp_path / 'live.db'}")
     with serving(url, 1) as (server,), Database(url) as database:
         page = opened(browser, server)
-        type_message(page, "before")
-        shows_message(page, "before")
+        for typed in ("first", "second"):
+            type_message(page, typed)
+            shows_message(page, typed)
         server.kill()
         shows(page, "Connection", "reconnecting")
-        with database.engine.begin() as connection:  # as if more had been delivered, and been deleted after its time
-            connection.execute(text("UPDATE sse_delivery_positions SET last_position = last_position + 3"))
+        channel = repository(database, of_21=True).load_one("live")
+        for number in range(3):
+            channel.broadcast(Message("message", {"text": f"expired {number}", "sent": time.time()}))
+        with database.engine.begin() as connection:
+            connection.execute(text("UPDATE sse_events SET created_at = '2000-01-01 00:00:00'"))
+        database.prune(timedelta(days=1))
         server.start()
         shows(page, "Connection", "live")
-        type_message(page, "after")
-        shows_message(page, "after")
-        gap = "Some messages are missing here: they are no longer kept."
-        assert texts(page) == ["before", gap, "after"]
+        type_message(page, "third")
+        shows_message(page, "third")
+        gap = "Some messages are missing here."
+        assert texts(page) == ["first", "second", gap, "third"]
         page.reload()
-        shows(page, "Connection", "live")
-        assert texts(page) == ["before", gap, "after"]
         shows(page, "Replay", "Connected again: nothing was missed.")
+        assert texts(page) == ["first", "second", gap, "third"]
+
+        server.kill()
+        shows(page, "Connection", "reconnecting")
+        for number in range(2):
+            channel.broadcast(Message("message", {"text": f"unreadable {number}", "sent": time.time()}))
+        with database.engine.begin() as connection:
+            newest = "SELECT position FROM sse_events ORDER BY position DESC LIMIT 2"
+            connection.execute(text(f"UPDATE sse_events SET message = x'00' WHERE position IN ({newest})"))
+        server.start()
+        shows(page, "Connection", "live")
+        type_message(page, "fourth")
+        shows_message(page, "fourth")
+        assert texts(page) == ["first", "second", gap, "third", gap, "fourth"]
+        page.reload()
+        shows(page, "Replay", "Connected again: nothing was missed.")
+        assert texts(page) == ["first", "second", gap, "third", gap, "fourth"]
+
+
+def test_a_page_goes_on_where_it_was_after_the_database_has_failed(
+    shared_url: URL, servers: list[Server], browser: Browser
+) -> None:
+    page = opened(browser, servers[0])
+    type_message(page, "before")
+    shows_message(page, "before")
+    with Database(shared_url) as database:
+        with database.engine.begin() as connection:
+            connection.execute(text("ALTER TABLE sse_event_logs RENAME TO sse_event_logs_elsewhere"))
+        type_message(page, "after")
+        shows(page, "Sending", "Not sent: the database failed; try again later.")
+        shows(page, "Connection", "reconnecting")
+        with database.engine.begin() as connection:
+            connection.execute(text("ALTER TABLE sse_event_logs_elsewhere RENAME TO sse_event_logs"))
+    shows(page, "Connection", "live")
+    shows(page, "Sending", "")
+    page.get_by_role("button", name="Send").click()
+    shows_message(page, "after")
+    assert texts(page) == ["before", "after"]
+
+
+def test_seven_tabs_of_a_browser_show_every_message_once_and_in_order_though_the_first_are_closed(
+    shared_url: URL, servers: list[Server], browser: Browser
+) -> None:
+    tabs = [opened(browser, servers[0])]
+    while len(tabs) < 7:
+        tabs.append(opened(tabs[0].context, servers[0]))
+    with broadcasting(shared_url) as (sent, is_over):
+        for _ in range(2):
+            for tab in tabs:
+                shows_message(tab, f"number {sent.value + 1}")
+            tabs.pop(0).close()  # which has the stream
+        type_message(tabs[-1], "to all tabs")
+        for tab in tabs:
+            shows_message(tab, "to all tabs")
+        until(lambda: sent.value > 50, PATIENCE)
+        is_over.set()
+    numbers = [f"number {number + 1}" for number in range(sent.value)]
+    for tab in tabs:
+        shows_message(tab, numbers[-1])
+        assert [each for each in texts(tab) if each != "to all tabs"] == numbers
+    assert len(listener_ids(shared_url)) == 1
+
+
+def test_an_empty_page_says_what_to_do(servers: list[Server], browser: Browser) -> None:
+    page = opened(browser, servers[0])
+    hint = page.get_by_text("No messages yet. Type one below")
+    expect(hint).to_be_visible()
+    type_message(page, "the first one")
+    shows_message(page, "the first one")
+    expect(hint).to_be_hidden()
+
+
+def test_the_stream_of_a_deleted_listener_ends_and_the_page_says_so_until_it_joins_again(
+    shared_url: URL, servers: list[Server], browser: Browser
+) -> None:
+    page = opened(browser, servers[0])
+    tab = opened(page.context, servers[0])
+    (listener_id,) = listener_ids(shared_url)
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    answer = httpx.delete(f"{servers[1].address}/listeners/{listener_id}", trust_env=False)
+    assert answer.status_code == 204
+    for each in (page, tab):
+        shows(each, "Connection", "ended")
+        expect(entries(each)).to_have_text(ENDED)
+    page.wait_for_timeout(3_000)  # in which a browser would connect again
+    assert asked == []
+    assert listener_ids(shared_url) == []
+
+    tab.get_by_role("button", name="Join").click()
+    for each in (page, tab):
+        shows(each, "Connection", "live")
+        type_message(each, "joined")
+    for each in (page, tab):
+        expect(entries(each)).to_have_text([ENDED, re.compile("joined"), re.compile("joined")])
+    tab.get_by_role("button", name="Leave").click()
+    for each in (page, tab):
+        shows(each, "Connection", "ended")
+
+
+def test_a_listener_that_was_deleted_while_no_worker_served_is_not_asked_for_again(
+    shared_url: URL, servers: list[Server], browser: Browser
+) -> None:
+    page = opened(browser, servers[0])
+    (listener_id,) = listener_ids(shared_url)
+    servers[0].kill()
+    shows(page, "Connection", "reconnecting")
+    httpx.delete(f"{servers[1].address}/listeners/{listener_id}", trust_env=False)
+    servers[0].start()
+    shows(page, "Connection", "ended")
+    expect(entries(page)).to_have_text(ENDED)
+
+
+def test_a_browser_without_a_page_is_forgotten_and_gets_a_new_listener_when_it_comes_back(
+    shared_url: URL, browser: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORGET_SECONDS", "60")  # so that gone browsers are looked for each second
+    with serving(shared_url, 2) as servers, Database(shared_url) as database:
+        gone = opened(browser, servers[0])
+        type_message(gone, "before")
+        shows_message(gone, "before")
+        (gone_id,) = listener_ids(shared_url)
+        there = opened(browser, servers[0])
+        gone.goto("about:blank")
+
+        def is_forgotten() -> bool:
+            with database.engine.begin() as connection:  # as if a minute had gone by; again, after the last noted sign
+                connection.execute(
+                    text("UPDATE sse_connections SET seen_at = '2000-01-01 00:00:00' WHERE listener_id = :id"),
+                    {"id": gone_id},
+                )
+            return gone_id not in listener_ids(shared_url)
+
+        until(is_forgotten, PATIENCE)
+        assert len(listener_ids(shared_url)) == 1
+        gone.goto(servers[0].address)
+        shows(gone, "Connection", "live")
+        type_message(there, "after")
+        shows_message(gone, "after")
+        forgotten = "The server has forgotten this browser: some messages may be missing."
+        assert texts(gone) == ["before", forgotten, "after"]
+        shows(there, "Connection", "live")
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
+def test_make_live_prints_its_address_as_soon_as_it_serves(shared_url: URL) -> None:
+    command = ["make", "--assume-old=.venv/.live", "--assume-old=.venv/.postgres", "live"]
+    command += [f"BIN={Path(sys.executable).parent}", "ARGS=--port 0"]
+    environment = {**os.environ, "ERIC_SSE_SQL_URL": shared_url.render_as_string(hide_password=False)}
+    make = subprocess.Popen(
+        command, cwd=REPOSITORY, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    limit = threading.Timer(PATIENCE, os.killpg, (make.pid, signal.SIGKILL))
+    limit.start()
+    with make:
+        try:
+            assert make.stderr is not None
+            printed = (re.search(r"http://127\.0\.0\.1:\d+", line) for line in make.stderr)
+            address = next(filter(None, printed))[0]
+            assert "Live feed" in httpx.get(address, trust_env=False).text
+        finally:
+            limit.cancel()
+            with suppress(ProcessLookupError):
+                os.killpg(make.pid, signal.SIGTERM)

@@ -22,6 +22,7 @@ import pytest
 from sqlalchemy import URL, create_engine, text
 
 from eric_sse_sql.contract import ERIC_SSE_2_0
+from support.waiting import until
 
 pytestmark = pytest.mark.skipif(ERIC_SSE_2_0, reason="the service is built on the repositories of eric-sse 2.1")
 
@@ -122,13 +123,17 @@ class Worker:
 def events(lines: Iterator[str]) -> Iterator[Event]:
     """Type and data of each server-sent event. Lines that begin with a colon are there to keep the connection open."""
     fields: dict[str, str] = {}
+    pings = 0  # one every 15 seconds
     for line in lines:
-        if line:
+        if line.startswith(":"):
+            pings += 1
+            assert pings < 4, "the stream goes on without an event"
+        elif line:
             name, _, value = line.partition(": ")
             fields[name] = value
         elif "event" in fields:
             yield fields["event"], json.loads(fields["data"])
-            fields = {}
+            fields, pings = {}, 0
 
 
 def until_end(stream: Iterator[Event]) -> list[Event]:
@@ -205,13 +210,14 @@ def test_a_channel_deleted_by_one_worker_is_unknown_to_the_other(start: Callable
     kept, gone = first.subscribe("news"), second.subscribe("news")
     assert first.ask("PUT", "/create", channel_id="news") == {"channel_id": "news"}  # once more: nothing changes
     assert sorted(second.ask("GET", "/channels")) == sorted([channel, "news"])
-    assert {each: sorted(ids) for each, ids in second.ask("GET", "/").items()} == {
-        channel: [],
-        "news": sorted([kept, gone]),
+    second.broadcast("weather")
+    assert first.ask("GET", "/") == {
+        channel: {"listeners": 0, "streams": 0, "waiting": 0},
+        "news": {"listeners": 2, "streams": 0, "waiting": 2},
     }
 
     first.ask("DELETE", f"/listener/news/{gone}")
-    assert second.ask("GET", "/")["news"] == [kept]
+    assert second.ask("GET", "/")["news"] == {"listeners": 1, "streams": 0, "waiting": 1}
     body = b'{"type": "letter"}'
     assert second.refusal("POST", "/dispatch", body, channel_id="news", listener_id=gone)[0] == 400
     assert second.refusal("GET", f"/stream/news/{gone}")[0] == 400
@@ -222,12 +228,55 @@ def test_a_channel_deleted_by_one_worker_is_unknown_to_the_other(start: Callable
         deleted = threads.map(lambda worker, each: worker.ask("DELETE", f"/listener/news/{each}"), workers, old)
         new = list(threads.map(lambda worker: worker.subscribe("news"), workers))
         assert list(deleted) == [None] * 8
-    assert sorted(first.ask("GET", "/")["news"]) == sorted(second.ask("GET", "/")["news"]) == sorted(new)
+    assert first.ask("GET", "/")["news"]["listeners"] == second.ask("GET", "/")["news"]["listeners"] == len(new)
+    for worker, each in zip(workers, new, strict=True):
+        worker.dispatch(each, "letter")
 
     second.ask("DELETE", "/channel/news")
     assert first.ask("GET", "/channels") == [channel]
     assert first.refusal("GET", f"/stream/news/{new[0]}")[0] == 404
     assert first.refusal("POST", "/broadcast", body, channel_id="news")[0] == 404
+
+
+def test_the_open_streams_of_what_one_worker_deletes_end_in_the_other(start: Callable[[], Worker]) -> None:
+    first, second = start(), start()
+    first.ask("PUT", "/create", channel_id="news")
+    gone, kept = first.subscribe("news"), first.subscribe("news")
+    with second.stream(kept) as to_kept, second.stream(gone) as to_gone:  # which ends first
+        first.dispatch(gone, "letter", "the last one")
+        assert next(to_gone) == ("letter", "the last one")
+        until(lambda: first.ask("GET", "/")["news"]["streams"] == 2)
+        first.ask("DELETE", f"/listener/news/{gone}")
+        assert list(to_gone) == [("gone", "the listener is deleted")]
+        first.dispatch(kept, "letter")
+        assert next(to_kept) == ("letter", None)
+        first.ask("DELETE", "/channel/news")
+        assert list(to_kept) == [("gone", "the listener is deleted")]
+
+
+def test_a_listener_without_a_stream_is_forgotten_after_a_time(
+    start: Callable[[], Worker], shared_url: URL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORGET_SECONDS", "60")  # so that they are looked for each second
+    first, second = start(), start()
+    first.ask("PUT", "/create", channel_id="news")
+    gone, streaming, new = (first.subscribe("news") for _ in range(3))
+    first.broadcast("weather")
+    engine = create_engine(shared_url)
+    with second.stream(streaming) as stream:
+        assert next(stream) == ("weather", None)
+        until(lambda: first.ask("GET", "/")["news"]["streams"] == 1)
+        with engine.begin() as connection:  # as if a minute had gone by without a stream of one of them
+            connection.execute(
+                text("UPDATE sse_connections SET created_at = '2000-01-01 00:00:00' WHERE listener_id != :new"),
+                {"new": new},
+            )
+        until(lambda: first.ask("GET", "/")["news"] == {"listeners": 2, "streams": 1, "waiting": 1})
+        second.broadcast("end")
+        assert until_end(stream) == []
+    assert first.refusal("GET", f"/stream/news/{gone}")[0] == 400
+    assert second.streamed(new) == [("weather", None)]
+    engine.dispose()
 
 
 def test_an_unknown_or_malformed_request_is_refused_and_the_answer_says_why(start: Callable[[], Worker]) -> None:
@@ -303,4 +352,7 @@ def test_a_worker_makes_the_tables_and_serves_again_after_an_outage(
         assert worker.ask("GET", "/channels") == ["news"]
         worker.dispatch(listener, "letter", "all is well")
         assert next(event for event in stream if event[0] != "error") == ("letter", "all is well")
+    with engine.begin() as connection:
+        connection.execute(text("DROP VIEW sse_channel_overview"))
+    assert worker.refusal("GET", "/") == failed
     engine.dispose()

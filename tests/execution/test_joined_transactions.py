@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from eric_sse.exception import RepositoryError
+from eric_sse.exception import NoMessagesException, RepositoryError
 from eric_sse.message import Message
-from sqlalchemy import URL, Connection, Engine, create_engine, text
+from sqlalchemy import URL, Connection, Engine, create_engine, make_url, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
@@ -203,6 +203,25 @@ def test_committing_a_transaction_with_a_failed_statement_is_an_error(engine: En
             assert waiting(database) == [1]  # on SQLite, a statement that fails leaves its transaction as it was
 
 
+@pytest.mark.skipif(not hasattr(sqlite3, "SQLITE_BUSY"), reason="before Python 3.11 errors of SQLite have no code")
+def test_a_transaction_on_sqlite_that_read_before_another_connection_wrote_says_what_to_do(tmp_path: Path) -> None:
+    url = make_url(f"sqlite:///{tmp_path / 'a.db'}")
+    advice = "another connection has written since; roll it back and run it again, or begin it with BEGIN IMMEDIATE"
+    with Database(url) as database, application_engine(url, begins=True) as engine, Session(engine) as session:
+        database.upgrade()
+        queue = SqlQueue(database)
+        session.scalar(text("SELECT count(*) FROM sse_messages"))
+        queue.push(Message("of another connection"))
+        with pytest.raises(RepositoryError, match=advice), database.join(session):
+            queue.push(Message("m"))
+        session.rollback()
+        session.scalar(text("SELECT count(*) FROM sse_messages"))
+        with database.join(session):
+            queue.push(Message("m"))
+        session.commit()
+        assert len(queue) == 2
+
+
 def test_an_error_of_the_application_passes_unchanged(engine: Engine, joinable: Database) -> None:
     with (
         pytest.raises(IntegrityError),
@@ -214,16 +233,23 @@ def test_an_error_of_the_application_passes_unchanged(engine: Engine, joinable: 
     assert orders(engine) == []
 
 
-def test_a_message_that_can_not_be_read_stays_in_the_joined_transaction(engine: Engine, joinable: Database) -> None:
+def test_a_message_that_can_not_be_read_is_set_aside_in_a_joined_transaction(
+    engine: Engine, joinable: Database
+) -> None:
     queue = SqlQueue(joinable, "q")
     queue.push(Message("order", 1))
     with engine.begin() as connection:
         connection.execute(text("UPDATE sse_messages SET message = :blob"), {"blob": b"nonsense"})
+    with engine.connect() as connection:
+        with joinable.join(connection), pytest.raises(NoMessagesException):
+            queue.pop()
+        connection.rollback()
+    assert (len(queue), joinable.count_set_aside()) == (1, 0)
     with engine.begin() as connection, joinable.join(connection):
         connection.execute(ORDER, {"number": 1})
-        with pytest.raises(RepositoryError):
+        with pytest.raises(NoMessagesException):
             queue.pop()
-    assert (orders(engine), len(queue)) == ([1], 1)
+    assert (orders(engine), len(queue), joinable.count_set_aside()) == ([1], 0, 1)
 
 
 # What can't be joined

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import pytest
+from sqlalchemy import make_url
 
 from eric_sse_sql.contract import ERIC_SSE_2_0
 from support.catalog import table_counts
 from support.channels import filled
+from support.databases import application_engine
 from support.queues import drain
 from support.statements import Record, Statements
 
@@ -164,7 +167,10 @@ def test_deleting_a_channel_that_was_never_persisted_deletes_its_connections(
 # Gone with their owner
 
 
-@pytest.mark.parametrize("part", ["listeners_repository", "queues_repository"])
+each_part = pytest.mark.parametrize("part", ["listeners_repository", "queues_repository"])
+
+
+@each_part
 def test_deleting_a_listener_or_queue_deletes_its_connection(channels: SqlSSEChannelRepository, part: str) -> None:
     channel = filled(channels, "c", 2)
     gone, kept = sorted(ids_of(channel))
@@ -172,6 +178,37 @@ def test_deleting_a_listener_or_queue_deletes_its_connection(channels: SqlSSECha
     assert ids_of(channels.load_one("c")) == {kept}
     with pytest.raises(ItemNotFound):
         channels.connections_repository.load_one("c", gone)
+
+
+@each_part
+def test_deleting_a_listener_or_queue_deletes_all_rows_of_its_connection_alone(database: Database, part: str) -> None:
+    channels = SqlSSEChannelRepository(database)
+    channel = filled(channels, "c", 2)
+    channel.broadcast(Message("m"))
+    gone, kept = channel.get_connections()
+    getattr(channels.connections_repository, part).delete(gone.id)
+    assert table_counts(database) == {"kv_entries": 3, "sse_channels": 1, "sse_connections": 1, "sse_messages": 1}
+    assert drain(kept.queue) == [None]
+
+
+@each_part
+def test_the_rows_of_a_connection_are_deleted_without_the_foreign_keys_of_sqlite(tmp_path: Path, part: str) -> None:
+    with application_engine(make_url(f"sqlite:///{tmp_path / 'app.db'}")) as engine, Database(engine) as database:
+        database.upgrade()
+        test_deleting_a_listener_or_queue_deletes_all_rows_of_its_connection_alone(database, part)
+
+
+@each_part
+def test_deleting_a_listener_or_queue_keeps_the_messages_of_a_queue_that_another_connection_has(
+    channels: SqlSSEChannelRepository, database: Database, part: str
+) -> None:
+    queue, connections = SqlQueue(database), channels.connections_repository
+    for channel_id, connection_id in (("one", "gone"), ("two", "kept")):
+        connections.persist(channel_id, Connection(MessageQueueListener(), queue, connection_id))
+    queue.push(Message("m"))
+    getattr(connections, part).delete("gone")
+    assert ids(connections.load_all("one")) == set()
+    assert drain(connections.load_one("two", "kept").queue) == [None]
 
 
 def test_deletes_leave_no_row_behind(channels: SqlSSEChannelRepository, database: Database) -> None:
@@ -273,15 +310,14 @@ def costs(channels: SqlSSEChannelRepository, database: Database, seen: Statement
     channel = channels.create({"channel_id": f"c{number}"})
     for _ in range(number):
         channel.add_listener()
+    one_id = next(iter(ids_of(channel)))
     found = {
         "broadcast": cost(lambda: channel.broadcast(Message("m"))),
         "persist": cost(lambda: channels.persist(channel)),
         "persist again": cost(lambda: channels.persist(channel)),
         "load_one": cost(lambda: channels.load_one(channel.id)),
         "load_all of connections": cost(lambda: list(channels.connections_repository.load_all(channel.id))),
-        "load_one of connections": cost(
-            lambda: channels.connections_repository.load_one(channel.id, next(iter(ids_of(channel))))
-        ),
+        "load_one of connections": cost(lambda: channels.connections_repository.load_one(channel.id, one_id)),
     }
     assert len(ids_of(channels.load_one(channel.id))) == number
     for listener_id in [connection.listener.id for connection in channel.get_connections()][number // 2 :]:
@@ -300,12 +336,12 @@ def test_every_call_takes_the_same_statements_for_any_number_of_connections(
     assert {name: len(found) for name, found in few.items()} == {
         "broadcast": 1,
         "persist": 4,
-        "persist again": 4,
+        "persist again": 2,
         "load_one": 1,
         "load_all of connections": 1,
         "load_one of connections": 1,
-        "persist without half of them": 9,
-        "delete": 7,
+        "persist without half of them": 6,
+        "delete": 8,
     }
     assert table_counts(database) == EMPTY
 
@@ -314,34 +350,35 @@ def test_a_channel_of_one_connection_takes_no_other_statements(
     channels: SqlSSEChannelRepository, database: Database, statements: Record
 ) -> None:
     seen = statements(database)
-    one, many = costs(channels, database, seen, 1), costs(channels, database, seen, 100)
-    removing = "persist without half of them"  # of one, that is all: there is nothing to upsert
-    assert {**one, removing: []} == {**many, removing: []}
-    assert len(one[removing]) < len(many[removing])
+    assert costs(channels, database, seen, 1) == costs(channels, database, seen, 100)
 
 
-def test_all_channels_are_two_statements_for_each_hundred(
+def test_all_channels_are_a_statement_for_each_hundred(
     channels: SqlSSEChannelRepository, database: Database, statements: Record
 ) -> None:
     with database.transaction():
         for n in range(205):
             filled(channels, f"{n:03}", n % 3)
     seen = statements(database)
-    assert [(each.id, len(ids_of(each))) for each in channels.load_all()] == [(f"{n:03}", n % 3) for n in range(205)]
-    assert len(seen) == 2 * 3
+    loaded = list(channels.load_all())
+    assert len(seen) == 3
+    assert [(each.id, len(ids_of(each))) for each in loaded] == [(f"{n:03}", n % 3) for n in range(205)]
 
 
 def test_a_connection_is_persisted_and_deleted_in_a_constant_number_of_statements(
     channels: SqlSSEChannelRepository, database: Database, statements: Record
 ) -> None:
     seen, counted = statements(database), []
+    connections = channels.connections_repository
     for number in (1, 100):
         filled(channels, f"c{number}", number)
-        for call in (
-            lambda n=number: channels.connections_repository.persist(f"c{n}", connected(database, "k")),
-            lambda n=number: channels.connections_repository.delete(f"c{n}", "k"),
+        for delete in (
+            lambda n=number: connections.delete(f"c{n}", "k"),
+            lambda: connections.listeners_repository.delete("k"),
+            lambda: connections.queues_repository.delete("k"),
         ):
-            seen.clear()
-            call()
-            counted.append(len(seen))
-    assert counted == [4, 5, 4, 5]
+            for call in (lambda n=number: connections.persist(f"c{n}", connected(database, "k")), delete):
+                seen.clear()
+                call()
+                counted.append(len(seen))
+    assert counted == [5, 4, 5, 5, 5, 5] * 2
