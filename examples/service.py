@@ -16,12 +16,16 @@ What one of them is asked, the other one knows:
     curl -N "127.0.0.1:8002/stream/news/$LISTENER" &
     curl "127.0.0.1:8001/dispatch?channel_id=news&listener_id=$LISTENER" -d '{"type": "letter", "payload": "hello"}'
     curl '127.0.0.1:8002/broadcast?channel_id=news' -d '{"type": "weather", "payload": {"celsius": 21}}'
-    curl '127.0.0.1:8002/'
+    curl '127.0.0.1:8002/'  # listeners, streams and waiting messages of each channel
     curl -X DELETE "127.0.0.1:8001/listener/news/$LISTENER"
     curl -X DELETE '127.0.0.1:8002/channel/news'
 
 Messages wait in the database until a stream takes them, whatever happens to the workers. One that is on its way to a
 client when the client or the worker goes away is lost: delivery is at most once.
+
+The stream of a listener that is deleted, or whose channel is, ends in any worker, with an event of the type "gone". A
+browser's EventSource then comes back once, gets 400 or 404, and gives up. A listener without a stream for
+``FORGET_SECONDS``, a day by default, is deleted with its messages.
 
 Answers are JSON, errors too: 404 for an unknown channel, 400 for an unknown listener and for bad input, 503 when the
 database fails.
@@ -35,11 +39,15 @@ import os
 import re
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
+from datetime import timedelta
 from typing import Any
 
+from anyio import create_task_group, sleep
 from eric_sse.exception import InvalidListenerException, ItemNotFound, RepositoryError
 from eric_sse.listener import MessageQueueListener
 from eric_sse.message import Message
+from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
 from sse_starlette.sse import EventSourceResponse
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -53,9 +61,13 @@ from eric_sse_sql import Database, SqlSSEChannel, SqlSSEChannelRepository
 RETRY_MILLISECONDS = 1_000  # after which a browser that lost its stream comes back
 IDENTIFIER = re.compile(r"[A-Za-z0-9._~-]{1,64}")  # what a URL takes as it is
 MAX_BODY_BYTES, MAX_TYPE_CHARACTERS = 1 << 20, 64
+# Longer than some minutes: the database is told every half minute which streams are open.
+FORGET_AFTER = timedelta(seconds=float(os.environ.get("FORGET_SECONDS", 24 * 60 * 60)))
+GONE = {"event": "gone", "data": json.dumps("the listener is deleted")}
+OVERVIEW = text("SELECT channel_id, connections, streaming, pending_messages FROM sse_channel_overview")
 
 logger = logging.getLogger("uvicorn.error")  # the one that uvicorn shows
-# All that a worker keeps. It loads a channel for each request, since another worker may have changed it.
+# All that a worker keeps. A channel is loaded for each request: by one statement, without its listeners.
 database = Database(os.environ["ERIC_SSE_SQL_URL"])
 repository = SqlSSEChannelRepository(database)
 
@@ -63,8 +75,21 @@ repository = SqlSSEChannelRepository(database)
 @asynccontextmanager
 async def lifespan(_: Starlette) -> AsyncIterator[None]:
     await run_in_threadpool(database.upgrade)
-    yield
+    async with create_task_group() as tasks:
+        tasks.start_soon(forget_gone_listeners)
+        yield
+        tasks.cancel_scope.cancel()
     database.close()
+
+
+async def forget_gone_listeners() -> None:
+    """Delete the connections that had no stream for a time, with their messages. Several workers may do so at once."""
+    while True:
+        await sleep(FORGET_AFTER.total_seconds() / 60)  # first: after an outage, clients need time to connect
+        try:
+            await run_in_threadpool(database.prune, FORGET_AFTER, unseen_for=FORGET_AFTER)
+        except RepositoryError as error:
+            logger.error("%s", error)
 
 
 # Input
@@ -122,7 +147,7 @@ def create(request: Request) -> Response:
 def subscribe(request: Request) -> Response:
     channel = channel_of(request)
     connection = repository.connections_factory.create()
-    # Not the whole channel: that would bring back the listeners that another worker is deleting.
+    # The connection alone: persisting the channel would bring it back if another worker is deleting it.
     repository.connections_repository.persist(channel.id, connection)
     return JSONResponse({"listener_id": connection.listener.id})
 
@@ -147,23 +172,21 @@ def stream(request: Request) -> Response:
 
 
 async def events(channel: SqlSSEChannel, listener: MessageQueueListener) -> AsyncIterator[dict[str, Any]]:
-    """The events of a listener, their data in JSON, until its client goes away."""
+    """The events of a listener, their data in JSON, until its client goes away or it is deleted."""
     try:
         async with aclosing(channel.message_stream(listener)) as messages:
             async for event in messages:
                 yield {**event, "data": json.dumps(event["data"], default=str)}
+        yield GONE
     finally:
-        listener.stop()
         logger.info("The stream of listener %s has ended", listener.id)
 
 
 def delete_listener(request: Request) -> Response:
-    channel, listener_id = channel_of(request), identifier(request, "listener_id")
-    for connection in channel.get_connections():
-        if connection.listener.id == listener_id:
-            repository.connections_repository.delete(channel.id, connection.id)
-            return Response(status_code=204)
-    raise InvalidListenerException(listener_id)
+    channel = channel_of(request)
+    channel.remove_listener(identifier(request, "listener_id"))
+    repository.persist(channel)
+    return Response(status_code=204)
 
 
 def delete_channel(request: Request) -> Response:
@@ -175,12 +198,14 @@ def channels(_: Request) -> Response:
     return JSONResponse([channel.id for channel in repository.load_all()])
 
 
-def listeners(_: Request) -> Response:
-    """The ids of all listeners, by channel."""
+def overview(_: Request) -> Response:
+    """The listeners of each channel, those that had a stream in the last minute, and the messages that wait."""
+    with database.engine.connect() as connection:
+        rows = connection.execute(OVERVIEW).all()
     return JSONResponse(
         {
-            channel.id: [connection.listener.id for connection in channel.get_connections()]
-            for channel in repository.load_all()
+            row.channel_id: {"listeners": row.connections, "streams": row.streaming, "waiting": row.pending_messages}
+            for row in rows
         }
     )
 
@@ -200,7 +225,7 @@ def unknown_listener(_: Request, error: InvalidListenerException) -> Response:
     return JSONResponse({"message": "the channel has no such listener"}, 400)
 
 
-def database_failed(_: Request, error: RepositoryError) -> Response:
+def database_failed(_: Request, error: Exception) -> Response:
     if isinstance(error.__cause__, RecursionError):
         return JSONResponse({"message": "the payload is nested too deeply"}, 400)
     logger.error("%s", error, exc_info=error)  # for the operator: it may name tables and servers
@@ -218,12 +243,13 @@ app = Starlette(
         Route("/listener/{channel_id}/{listener_id}", delete_listener, methods=["DELETE"]),
         Route("/channel/{channel_id}", delete_channel, methods=["DELETE"]),
         Route("/channels", channels),
-        Route("/", listeners),
+        Route("/", overview),
     ],
     exception_handlers={
         HTTPException: refused,
         ItemNotFound: unknown_channel,
         InvalidListenerException: unknown_listener,
         RepositoryError: database_failed,
+        SQLAlchemyError: database_failed,
     },
 )

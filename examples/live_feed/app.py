@@ -8,24 +8,25 @@ runs it, or, in this folder, any number of workers on a SQLite file or a Postgre
     uvicorn app:app --port 8001 &
     uvicorn app:app --port 8002 &
 
-Each page has a listener of its own, which it keeps through reloads, and names the last event that it has seen when it
-connects again, to whichever worker: it then gets what it has missed. A page that is gone for longer than
-``REPLAY_SECONDS`` may be told that something is missing.
-
-A page that is closed leaves its listener, and broadcasts wait for it. An application deletes connections that are no
-longer used: ``repository.connections_repository.delete(...)``.
+Each browser has a listener of its own, which its tabs share, and names the last event that it has seen when it connects
+again, to whichever worker: it then gets what it has missed. A browser that is away for longer than ``REPLAY_SECONDS``
+may be told that something is missing; one that is away for longer than ``FORGET_SECONDS``, a day by default, is
+forgotten, and gets a new listener. A deleted listener ends its stream, whichever worker has it: "Leave" on the page.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from anyio import create_task_group, sleep
 from eric_sse.exception import InvalidListenerException, RepositoryError
 from eric_sse.listener import MessageQueueListener
 from eric_sse.message import Message
@@ -43,7 +44,9 @@ CHANNEL = "live"
 REPLAY_SECONDS = 300
 RETRY_MILLISECONDS = 1_000  # after which a browser that lost its stream comes back
 MAX_BODY_BYTES, MAX_TEXT_CHARACTERS = 1 << 16, 1_000
-BEFORE_ALL = "0"  # the id of an event before the first one of a listener
+# Longer than some minutes: the database is told every half minute which streams are open.
+FORGET_AFTER = timedelta(seconds=float(os.environ.get("FORGET_SECONDS", 24 * 60 * 60)))
+GONE = {"event": "gone", "data": "the listener is deleted"}  # a browser drops an event without data
 # The page needs nothing from elsewhere, and nothing else may slip in.
 HEADERS = {
     "Cache-Control": "no-cache",
@@ -52,7 +55,8 @@ HEADERS = {
 }
 PAGE = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
 
-# All that a worker keeps. It loads the channel for each request, since another worker may have added a listener.
+logger = logging.getLogger("uvicorn.error")  # the one that uvicorn shows
+# All that a worker keeps. The channel is loaded for each request: by one statement, without its listeners.
 database = Database(os.environ["ERIC_SSE_SQL_URL"])
 repository = SqlSSEChannelRepository(database)
 
@@ -60,7 +64,10 @@ repository = SqlSSEChannelRepository(database)
 @asynccontextmanager
 async def lifespan(_: Starlette) -> AsyncIterator[None]:
     await run_in_threadpool(prepare)
-    yield
+    async with create_task_group() as tasks:
+        tasks.start_soon(forget_gone_browsers)
+        yield
+        tasks.cancel_scope.cancel()
     database.close()
 
 
@@ -78,6 +85,16 @@ def prepare() -> None:
     )
 
 
+async def forget_gone_browsers() -> None:
+    """Delete the connections that had no stream for a time, with their messages. Several workers may do so at once."""
+    while True:
+        await sleep(FORGET_AFTER.total_seconds() / 60)  # first: after an outage, browsers need time to connect
+        try:
+            await run_in_threadpool(database.prune, FORGET_AFTER, unseen_for=FORGET_AFTER)
+        except RepositoryError as error:
+            logger.error("%s", error)
+
+
 # Endpoints: plain functions, which Starlette runs in threads, since the database blocks; coroutines read a body first.
 
 
@@ -86,7 +103,7 @@ async def page(_: Request) -> Response:
 
 
 def subscribe(request: Request) -> Response:
-    """The listener that a page names, as long as it is there; otherwise a new one."""
+    """The listener that a browser names, as long as it is there; otherwise a new one."""
     try:
         listener = repository.load_one(CHANNEL).get_listener(request.query_params.get("listener_id", ""))
     except InvalidListenerException:
@@ -94,6 +111,15 @@ def subscribe(request: Request) -> Response:
         repository.connections_repository.persist(CHANNEL, connection)
         listener = connection.listener
     return JSONResponse({"listener_id": listener.id})
+
+
+def leave(request: Request) -> Response:
+    """Delete a listener."""
+    channel = repository.load_one(CHANNEL)
+    with suppress(InvalidListenerException):  # deleted already
+        channel.remove_listener(request.path_params["listener_id"])
+        repository.persist(channel)
+    return Response(status_code=204)
 
 
 async def post(request: Request) -> Response:
@@ -123,29 +149,34 @@ async def text_of(request: Request) -> str:
 
 def stream(request: Request) -> Response:
     channel = repository.load_one(CHANNEL)
-    listener = channel.get_listener(request.path_params["listener_id"])
+    try:
+        listener = channel.get_listener(request.path_params["listener_id"])
+    except InvalidListenerException:
+        return EventSourceResponse([GONE])  # not a 404: a page's EventSource does not tell the status
     # A browser that comes back by itself sends the header, and a page that was loaded again the parameter.
-    last_event_id = request.headers.get("Last-Event-ID") or request.query_params.get("last_event_id") or BEFORE_ALL
+    last_event_id = request.headers.get("Last-Event-ID") or request.query_params.get("last_event_id") or None
     listener.start()
     return EventSourceResponse(events(channel, listener, last_event_id))
 
 
 async def events(
-    channel: SqlSSEChannel, listener: MessageQueueListener, last_event_id: str
+    channel: SqlSSEChannel, listener: MessageQueueListener, last_event_id: str | None
 ) -> AsyncIterator[dict[str, Any]]:
-    """The events behind the last one that a page has seen. Those sent before now are replayed."""
+    """The events after the last one that a browser has seen, until the listener is deleted. Those sent before now are
+    replayed."""
     opened = time.time()
     yield {"comment": "open", "retry": channel.retry_timeout_milliseconds}
-    try:
+    with suppress(InvalidListenerException):  # deleted since it was looked up
         async with aclosing(channel.message_stream(listener, last_event_id)) as messages:
             async for event in messages:
                 if event["event"] == "error":
-                    return  # the database fails: the page shows it, comes back, and goes on where it was
+                    if "id" not in event:
+                        return  # the database fails: the page shows it, comes back, and goes on where it was
+                    event["event"] = "reset"  # a message that can't be read is missing on the page
                 if event["event"] == "message":
                     event["data"]["replayed"] = event["data"]["sent"] < opened
                 yield {**event, "data": json.dumps(event["data"])}
-    finally:
-        listener.stop()
+    yield GONE
 
 
 # Errors
@@ -153,10 +184,6 @@ async def events(
 
 def refused(_: Request, error: HTTPException) -> Response:
     return JSONResponse({"message": error.detail}, error.status_code, error.headers)
-
-
-def unknown_listener(_: Request, error: InvalidListenerException) -> Response:
-    return JSONResponse({"message": "there is no such listener; subscribe again"}, 404)
 
 
 def database_failed(_: Request, error: RepositoryError) -> Response:
@@ -167,13 +194,13 @@ app = Starlette(
     lifespan=lifespan,
     routes=[
         Route("/", page),
-        Route("/subscribe", subscribe, methods=["POST"]),
+        Route("/listeners", subscribe, methods=["POST"]),
+        Route("/listeners/{listener_id}", leave, methods=["DELETE"]),
         Route("/messages", post, methods=["POST"]),
         Route("/stream/{listener_id}", stream),
     ],
     exception_handlers={
         HTTPException: refused,
-        InvalidListenerException: unknown_listener,
         RepositoryError: database_failed,
     },
 )
