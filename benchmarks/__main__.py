@@ -15,11 +15,12 @@ from benchmarks.harness.cpu_affinity import keep_off_last_core
 from benchmarks.harness.machine import describe_machine
 from benchmarks.harness.report import Report
 from benchmarks.harness.runner import SuiteRun
-from benchmarks.suites import channels_suite, queues_suite, storage_suite, streams_suite
+from benchmarks.suites import channels_suite, fanout_suite, queues_suite, storage_suite, streams_suite
 
 RESULTS = Path(__file__).parent / "results"
 SUITES = {
-    suite.name: suite for suite in (storage_suite.SUITE, queues_suite.SUITE, channels_suite.SUITE, streams_suite.SUITE)
+    module.SUITE.name: module.SUITE
+    for module in (storage_suite, queues_suite, channels_suite, streams_suite, fanout_suite)
 }
 OPERATIONS = [operation for suite in SUITES.values() for operation in suite.operations]
 
@@ -63,7 +64,8 @@ def run(arguments: Sequence[str]) -> None:
         with BACKENDS[name]() as backend:
             versions.append(backend.version)
             for each in runs:
-                each.measure(backend)
+                if name in each.suite.databases:
+                    each.measure(backend)
     machine = describe_machine(versions)
     for each in runs:
         report = Report(each.suite, each.figures, machine, each.sizes, each.remarks)

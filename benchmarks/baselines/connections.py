@@ -10,24 +10,20 @@ from benchmarks.harness.locations import Location
 
 def raw_store(location: Location) -> RawStore:
     """The raw driver as a store of values by key."""
-    if _is_sqlite(location):
+    if location.is_sqlite:
         return RawSqlite(location.connect_sqlite())
     return RawPostgres(location.connect_postgres())
 
 
 def raw_queue(location: Location, queue_id: str) -> RawQueue:
     """The raw driver as a queue."""
-    if _is_sqlite(location):
+    if location.is_sqlite:
         return RawSqliteQueue(location.connect_sqlite(), queue_id)
     return RawPostgresQueue(location.connect_postgres(), queue_id)
 
 
 def raw_channels(location: Location) -> RawChannels:
     """The raw driver as a store of channels."""
-    if _is_sqlite(location):
+    if location.is_sqlite:
         return RawSqliteChannels(location.connect_sqlite())
     return RawPostgresChannels(location.connect_postgres())
-
-
-def _is_sqlite(location: Location) -> bool:
-    return location.url.get_backend_name() == "sqlite"

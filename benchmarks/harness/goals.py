@@ -150,3 +150,29 @@ CHANNEL_PEERS: Mapping[str, Mapping[str, Goal]] = {
     BROADCAST: {REDIS_CHANNELS_IN_MEMORY: Goal(20, at_least=True)},
     DELETE: {REDIS_CHANNELS_IN_MEMORY: Goal(100, at_least=True)},
 }
+
+# Fan-out: N listeners, streams or clients of one channel
+
+ASYNCIO = "asyncio alone"
+REDIS_PUBSUB = "Redis pub/sub, asyncio queues"
+IN_MEMORY = "eric-sse in memory"
+UVICORN = "eric_sse_sql on uvicorn"
+NCHAN = "nginx with nchan"
+
+FANOUT_PEERS = (REDIS_STREAM, REDIS_PUBSUB, IN_MEMORY)
+MOST_STREAMS: Mapping[str, int] = {REDIS_STREAM: 1_000}  # with more, a poll of all streams takes seconds
+
+ONE_STATEMENT = Goal(1)
+SAME_TIME = Goal(1.2)  # to the time with the fewest listeners
+ONE_ROW = Goal(1)
+BROADCAST_TO_QUEUES = Goal(1.1)  # to the raw driver, as before channels looked their listeners up
+OPENING_GROWTH = Goal(1.3, 1.1)
+OPENING = Goal(10)  # seconds
+STREAM_MEMORY = Goal(20, 10)  # kB
+FANOUT: Mapping[str, Goal] = {"log": Goal(3, 1.5), "queues": Goal(8, 4)}  # to asyncio alone
+AHEAD = _FASTER
+CPU_OF_MANY_IDLE = Goal(2)  # percent of a core
+STATEMENTS_OF_OTHERS = Goal(2)  # per second
+COMEBACK = Goal(15)  # seconds
+STATEMENTS_OF_COMEBACK = Goal(2)
+LONG_LOG = Goal(2)  # to an empty log

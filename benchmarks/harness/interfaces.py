@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Any, Protocol, runtime_checkable
 
 from eric_sse.connection import Connection
@@ -61,3 +61,14 @@ class ChannelStore(Protocol):
     def broadcast(self, channel: AbstractChannel, message: MessageContract) -> None: ...
     def delete(self, channel_id: str) -> None: ...
     def load_connections(self, channel_id: str) -> Iterable[Connection]: ...
+
+
+OnArrival = Callable[[], None]  # called when a stream has a message
+Send = Callable[[], object]  # has a message sent to all streams, and returns at once
+
+
+class FanOut(Protocol):
+    """Streams in one process that all get the same messages. It can be pickled, to be passed to that process."""
+
+    def streaming(self, count: int, on_arrival: OnArrival) -> AbstractAsyncContextManager[Send]:
+        """Run streams. The block begins when all are open."""

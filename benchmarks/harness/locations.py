@@ -6,6 +6,7 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -27,6 +28,16 @@ class Location:
 
     url: URL
     pragmas: tuple[str, ...] = ()
+
+    @property
+    def is_sqlite(self) -> bool:
+        """Whether it is a SQLite file."""
+        return self.url.get_backend_name() == "sqlite"
+
+    @property
+    def path(self) -> Path:
+        """The SQLite file."""
+        return Path(str(self.url.database))
 
     def open(self) -> Database:
         """Open it with the URL."""
@@ -53,7 +64,7 @@ class Location:
 
     def connect_sqlite(self) -> sqlite3.Connection:
         """Connect with the raw driver, in autocommit."""
-        connection = sqlite3.connect(str(self.url.database), BUSY_TIMEOUT_SECONDS, isolation_level=None)
+        connection = sqlite3.connect(self.path, BUSY_TIMEOUT_SECONDS, isolation_level=None)
         self._set_pragmas(connection)
         return connection
 

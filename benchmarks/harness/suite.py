@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness.backends import Backend
+from benchmarks.harness.backends import BACKENDS, Backend
 from benchmarks.harness.figures import Figure
 from benchmarks.harness.optional_peers import Opener
 
@@ -43,6 +43,7 @@ class Suite:
     :param amount: describes sizes in one sentence
     :param peers: the openers of the peers to compare with on a backend
     :param operations: functions that measure one backend, by their name on the command line
+    :param databases: those that are measured: keys of ``BACKENDS``
     """
 
     name: str
@@ -54,3 +55,4 @@ class Suite:
     amount: Callable[[Any], str]
     peers: Callable[[Backend], Mapping[str, Opener[Any]]]
     operations: Mapping[str, Callable[[Bench], Iterable[Figure]]]
+    databases: Sequence[str] = tuple(BACKENDS)
