@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from operator import attrgetter, itemgetter
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from eric_sse.connection import Connection
 from eric_sse.entities import AbstractChannel
@@ -17,7 +17,6 @@ from eric_sse.listener import MessageQueueListener
 from eric_sse.queues import Queue
 
 from eric_sse_sql import contract
-from eric_sse_sql.channels import SqlChannel
 from eric_sse_sql.codec import class_path
 from eric_sse_sql.contract import ItemNotFound
 from eric_sse_sql.database import Database
@@ -39,6 +38,9 @@ from eric_sse_sql.sql import connections as sql
 from eric_sse_sql.sql import entries, events
 from eric_sse_sql.sql.connections import KnownConnection, StoredChannel, StoredConnection
 from eric_sse_sql.storage import keyset_pages
+
+if TYPE_CHECKING:  # eric-sse 2.0 has no such channels
+    from eric_sse_sql.channels import SqlChannel
 
 CHANNELS_A_PAGE = 100
 
