@@ -10,13 +10,19 @@ import pytest
 from eric_sse.message import Message
 from sqlalchemy import URL, event
 
-from eric_sse_sql import BlockingSqlQueue, Database, SqlConnectionsFactory, SqlQueue, SqlSSEChannel
-from eric_sse_sql import SqlSSEChannelRepository as Repository
+from eric_sse_sql import BlockingSqlQueue, Database, SqlQueue
+from eric_sse_sql.contract import ERIC_SSE_2_0
 from eric_sse_sql.wakeups.notifier import NOTIFY_CHANNEL
 from eric_sse_sql.wakeups.topics import ALL, MAX_TOPICS, channel_topic, payload_of, queue_topic, topics_in
 from support.catalog import conninfo
 from support.queues import pop_soon, pop_until_known_empty
 from support.waiting import DEADLINE, until
+
+if ERIC_SSE_2_0:
+    pytest.skip("channels that broadcast by one statement need eric-sse 2.1", allow_module_level=True)
+
+from eric_sse_sql import SqlConnectionsFactory, SqlSSEChannel
+from eric_sse_sql import SqlSSEChannelRepository as Repository
 
 
 @pytest.fixture
@@ -65,9 +71,13 @@ def test_a_push_tells_the_topic_of_its_queue(postgres: URL, ear: psycopg.Connect
         queues = [SqlQueue(producer) for _ in range(3)]
         for queue in queues:
             queue.push(Message("n", 1))
-    first, others = payloads(ear, 2)
+    (first,) = payloads(ear, 1)
     assert first == queue_topic(None, queues[0].id)
-    assert topics_in(others) == {queue_topic(None, queue.id) for queue in queues[1:]}
+    others = {queue_topic(None, queue.id) for queue in queues[1:]}
+    heard: set[str] = set()
+    while not heard >= others:
+        heard |= topics_in(*payloads(ear, 1))
+    assert heard == others
 
 
 def test_a_broadcast_tells_the_topic_of_its_channel(postgres: URL, ear: psycopg.Connection) -> None:
