@@ -194,7 +194,7 @@ class Database(PersistentReference):
     # Housekeeping
 
     def prune(self, older_than: timedelta, *, unseen_for: timedelta | None = None) -> Pruned:
-        """Delete what is owned by no connection any more and, on request, connections that nobody streams.
+        """Delete rows that no connection owns any more and, on request, connections without a live stream.
 
         Messages of queues that no connection has and that ``QueueRepository`` has not stored are deleted: those pushed
         to a queue that was never persisted, or is deleted. Messages of a queue that the application uses by itself,
@@ -278,7 +278,7 @@ class Database(PersistentReference):
         :returns: how many there were
         """
         with repository_errors("the messages that were set aside can't be put back"), self.transaction():
-            self.executor.run(messages.RETRY_SET_ASIDE.plain)
+            self.executor.run(messages.RETRY_SET_ASIDE)
             return self.executor.change(messages.DELETE_SET_ASIDE)
 
     # Life

@@ -252,11 +252,9 @@ class SqlQueue(PersistableQueue):
 
         Until then no other consumer gets it. When the block raises, it is back in the queue at its old place; when the
         process dies, as soon as the lease has expired, on the clock of the database. A statement each for the lease
-        and the acknowledgement.
+        and the acknowledgement. A message that can't be decoded is set aside, and the next one is taken.
 
         :param lease: how long the block may take, in seconds: more than 0, at most a year
-        A message that can't be decoded is set aside, and the next one is taken.
-
         :raises NoMessagesException: when the queue is empty, or every message is leased or being taken
         :raises RepositoryError: when the lease had expired before the block ended: then the message is not
             acknowledged, and another consumer may have it

@@ -87,10 +87,7 @@ class ChannelStore:
 
     def connections(self, channel_id: str) -> Iterator[Connection]:
         """The connections of a channel, by id. One statement, run at once; objects are built as they are asked for."""
-        validate_key("a channel id", channel_id)
-        with repository_errors("the connections can't be loaded"):
-            rows = self._executor.run(sql.OF_CHANNEL, channel_id=channel_id)
-        return map(self._connection, map(StoredConnection._make, rows))
+        return map(self._connection, self._rows_of_channel(validate_key("a channel id", channel_id)))
 
     def connection(self, connection_id: str) -> Connection:
         """One connection.
@@ -113,15 +110,19 @@ class ChannelStore:
 
     def held_connections(self, channel_id: str) -> Iterator[HeldConnection]:
         """All connections of a channel, by id. One statement, a join."""
-        with repository_errors("the connections can't be loaded"):
-            rows = self._executor.run(sql.OF_CHANNEL, channel_id=channel_id)
-        return map(self._held, map(StoredConnection._make, rows))
+        return map(self._held, self._rows_of_channel(channel_id))
 
     def missing_ids(self, connection_ids: Collection[str]) -> set[str]:
         """Those of some ids that no connection is stored under. One statement."""
         with repository_errors("the connections can't be looked up"):
             list_value = self._executor.dialect.list_value(list(connection_ids))
             return {missing for (missing,) in self._executor.run(sql.MISSING, connection_ids=list_value)}
+
+    def _rows_of_channel(self, channel_id: str) -> Iterator[StoredConnection]:
+        """The rows of a channel's connections. The statement is run at once."""
+        with repository_errors("the connections can't be loaded"):
+            rows = self._executor.run(sql.OF_CHANNEL, channel_id=channel_id)
+        return map(StoredConnection._make, rows)
 
     def _held(self, row: StoredConnection) -> HeldConnection:
         return HeldConnection(self._connection(row), (row.listener, row.queue))

@@ -227,7 +227,7 @@ class EventLog:
             is_for_all = is_gap or None in listeners
             woken = self._take_waiters(lambda waiter: is_for_all or waiter.listener_id in listeners, before)
         end(woken)
-        return len(page) == PAGE or sum(len(event.message) for event in page) >= PAGE_BYTES
+        return _is_full(page)
 
     def _is_same_life(self, tail: Tail, head: LogHead | None) -> bool:
         """Whether a log goes on after what was read of it before."""
@@ -300,8 +300,7 @@ class EventLog:
         if bounds is None or bounds.epoch != self.epoch or bounds.last_position < last:  # another life has begun
             self.read(is_stale=True)
             return None
-        is_more = len(page) == PAGE or sum(len(event.message) for event in page) >= PAGE_BYTES
-        up_to = page[-1].position if is_more else max(position, last)
+        up_to = page[-1].position if _is_full(page) else max(position, last)
         return ListenerPage(page, up_to, is_gap=position < min(bounds.first_position - 1, up_to))
 
     def next_event(self, position: int, listener_id: str) -> Event | None:
@@ -414,6 +413,11 @@ def _events_in(rows: Sequence[Row], head: type[LogHead] | type[LogBounds]) -> li
     """The events in rows that have other columns before; a single row has none where there are no events."""
     events_after = (Event(*row[len(head._fields) :]) for row in rows)
     return [event for event in events_after if event.position is not None]
+
+
+def _is_full(page: Sequence[Event]) -> bool:
+    """Whether there may be more events than fit into a page."""
+    return len(page) == PAGE or sum(len(event.message) for event in page) >= PAGE_BYTES
 
 
 def _token_at(position: int, head: LogHead) -> str | None:
