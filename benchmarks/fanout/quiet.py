@@ -80,7 +80,7 @@ async def quiet(database: Database, seconds: float) -> Quiet:
     """What this process does once it has settled. An event listens to the engine only after the CPU was measured."""
     await asyncio.sleep(SETTLE_SECONDS)
     cpu = await _cpu_share(seconds)
-    all_statements, of_streams = StatementCount(database), StatementCount(database, _is_of_stream)
+    all_statements, of_streams = StatementCount(database), StatementCount(database, is_of_stream)
     await asyncio.sleep(seconds)
     return Quiet(cpu, all_statements.statements / seconds, of_streams.statements / seconds)
 
@@ -103,7 +103,8 @@ def _write(crowd: Crowd, seconds: float) -> float:
         return count / (time.monotonic() - began)
 
 
-def _is_of_stream() -> bool:
+def is_of_stream() -> bool:
+    """Whether this thread does not watch for all streams of its process."""
     return threading.current_thread().name != WATCHING_THREAD
 
 

@@ -106,7 +106,12 @@ class ChannelStore:
         validate_key("a listener id", listener_id)
         with repository_errors("the connection can't be loaded"):
             rows = self._executor.run(sql.OF_LISTENER, channel_id=channel_id, listener_id=listener_id)
-        return self._held(StoredConnection._make(rows[0])) if rows else None
+        if not rows:
+            return None
+        *stored, start_position, has_messages = rows[0]
+        held = self._held(StoredConnection._make(stored))
+        held.idle_start = None if has_messages else start_position
+        return held
 
     def held_connections(self, channel_id: str) -> Iterator[HeldConnection]:
         """All connections of a channel, by id. One statement, a join."""

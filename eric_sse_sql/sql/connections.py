@@ -11,6 +11,7 @@ from sqlalchemy import (
     bindparam,
     cast,
     delete,
+    exists,
     func,
     literal_column,
     null,
@@ -104,12 +105,15 @@ def _of_channel(sql: Dialect) -> Construct:
 
 
 def _of_listener(sql: Dialect) -> Construct:
-    """The connection of a listener in a channel."""
+    """The connection of a listener in a channel: the columns of :class:`StoredConnection`, the position in the log at
+    which it starts, and whether messages wait in its queue."""
     of_listener = (
         ConnectionRow.channel_id == bindparam("channel_id"),
         ConnectionRow.listener_id == bindparam("listener_id"),
     )
-    return _connections(sql).where(*of_listener).order_by(ConnectionRow.id).limit(literal_column("1"))
+    has_messages = exists().where(MessageRow.queue_id == ConnectionRow.queue_id)
+    found = _connections(sql).add_columns(ConnectionRow.start_position, has_messages)
+    return found.where(*of_listener).order_by(ConnectionRow.id).limit(literal_column("1"))
 
 
 def _queue_ids(sql: Dialect) -> Construct:

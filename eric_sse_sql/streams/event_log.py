@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 import threading
 import time
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from operator import attrgetter
 from typing import NamedTuple
 from weakref import WeakValueDictionary, ref
 
@@ -24,6 +26,7 @@ from eric_sse_sql.wakeups.watcher import FALLBACK_SECONDS
 TAIL_EVENTS = 1000  # kept in memory of each log, at most
 TAIL_BYTES = 8 * 1024 * 1024  # of their messages together, at most
 ALL_TAILS_BYTES = 64 * 1024 * 1024  # by which the tails of many logs are shorter: each has an equal share at most
+FIRST_EVENTS = 100  # of the last events of a log that a process reads first
 PAGE = 200  # events that one statement reads
 PAGE_BYTES = 4 * 1024 * 1024  # of their messages together; a single one may be larger
 MAX_DIGITS = 18  # of a position
@@ -32,6 +35,7 @@ FAILURE_SECONDS = 0.5  # for which a failed read is not repeated
 RESET = "reset"  # the type of the event that reports a gap
 GAP = "events before this one are gone"  # its data: without data, a browser drops an event
 
+_POSITION = attrgetter("position")
 _EVENT_ID = re.compile(rf"([0-9a-f]{{1,64}})-([0-9]{{1,{MAX_DIGITS}}})-([0-9.]{{0,32}})", re.ASCII)
 
 
@@ -70,6 +74,14 @@ class Tail:
             self._bytes -= len(dropped.message)
             self.start = dropped.position
 
+    def token_at(self, position: int) -> str | None:
+        """The token of the event at a position; None where it is not known."""
+        if position == self.last:
+            return self.token
+        index = bisect_left(self.events, position, key=_POSITION)
+        is_found = index < len(self.events) and self.events[index].position == position
+        return self.events[index].token if is_found else None
+
     def after(self, position: int, listener_id: str) -> list[Event]:
         """The events after a position that a listener gets. The position is not before ``start``."""
         found = []
@@ -103,6 +115,7 @@ class ListenerPage(NamedTuple):
     events: list[Event]
     position: int  # up to which they are all
     is_gap: bool  # whether events before them are gone
+    event_id: str | None = None  # of the event at that position, where it is known
 
 
 class EventLog:
@@ -207,7 +220,7 @@ class EventLog:
         executor, tail = self.database.executor, self.tail
         if tail is None:
             ((start,),) = executor.run(
-                events.TAIL_START, channel_id=self.channel_id, count=TAIL_EVENTS, bytes=TAIL_BYTES // 2
+                events.TAIL_START, channel_id=self.channel_id, count=FIRST_EVENTS, bytes=PAGE_BYTES
             )
             tail = Tail(start)
         rows = executor.run(events.AFTER, channel_id=self.channel_id, after=tail.last, count=PAGE, bytes=PAGE_BYTES)
@@ -286,7 +299,16 @@ class EventLog:
             tail = self.tail
             if life != self.life or tail is None or position < tail.start:
                 return None
-            return ListenerPage(tail.after(position, listener_id), max(position, tail.last), False)
+            event_id = self._id(tail.last, tail.token) if tail.last >= position else None
+            return ListenerPage(tail.after(position, listener_id), max(position, tail.last), False, event_id)
+
+    def life_of(self, seen: SeenEvent) -> int | None:
+        """The life of the log, where the tail has an event that a client has seen, or ends with it; else None."""
+        with self._lock:
+            tail = self.tail
+            if tail is None or seen.epoch != self.epoch or seen.token != tail.token_at(seen.position):
+                return None
+            return self.life
 
     def from_database(self, life: int, position: int, listener_id: str) -> ListenerPage | None:
         """A page of the same, up to the begin of the tail, read by a statement. In a thread."""
@@ -364,7 +386,10 @@ class EventLog:
 
     def event_id(self, event: Event) -> str:
         """The id of an event: of this life of the log."""
-        return f"{self.epoch or '0'}-{event.position}-{event.token}"
+        return self._id(event.position, event.token)
+
+    def _id(self, position: int, token: str | None) -> str:
+        return f"{self.epoch or '0'}-{position}-{token or ''}"
 
     def context(self, event: Event) -> str:
         """The context of an event's signature."""
@@ -404,6 +429,8 @@ def starting_position(state: LogState, seen: SeenEvent | None, is_given: bool) -
 def _is_of_this_life(state: LogState, seen: SeenEvent) -> bool:
     if seen.epoch != state.epoch or seen.position > (state.last_position or 0):
         return False
+    if seen.position == 0:  # the client has seen nothing of this log, so that it misses nothing
+        return True
     if state.seen_token is not None:
         return seen.token == state.seen_token
     return seen.position == state.last_position and seen.token == state.last_token

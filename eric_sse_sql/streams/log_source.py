@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
+from typing import NamedTuple
 
 from eric_sse.exception import InvalidListenerException, NoMessagesException, RepositoryError
 from eric_sse.message import Message, MessageContract
@@ -28,7 +30,15 @@ from eric_sse_sql.streams.source import in_thread
 from eric_sse_sql.wakeups.presence import OpenStream
 from eric_sse_sql.wakeups.queue_watch import QueueWatch
 
+FOUND_SECONDS = 30.0  # for which a stream trusts what was found with its connection
+
 logger = logging.getLogger("eric_sse_sql")
+
+
+class Reset(NamedTuple):
+    """A gap that is to be reported, as an item of a stream."""
+
+    event_id: str | None  # of all that the client has now; None where events follow that have ids
 
 
 class LogCursor:
@@ -48,7 +58,17 @@ class LogCursor:
         self.start: int | None = None  # of a connection that is not stored: the last position when it was made
         self.position: int | None = None  # of such a connection
         self.epoch: str | None = None  # of the log, for such a connection
+        self._found: tuple[float, int] | None = None  # when and with which start, on the clock of time.monotonic()
         self._lock = threading.Lock()
+
+    def note_found(self, start: int) -> None:
+        """Note where a stored connection starts, whose queue has no messages to be moved."""
+        self._found = time.monotonic(), start
+
+    def take_found(self) -> int | None:
+        """Where the connection starts, as it was found a moment ago; None for every stream but the first one."""
+        found, self._found = self._found, None
+        return found[1] if found is not None and time.monotonic() < found[0] + FOUND_SECONDS else None
 
     def begin_before(self, position: int) -> None:
         """Let a connection that is not stored begin before an event that its channel object has appended."""
@@ -159,10 +179,11 @@ class LogSource:
         self._opened = opened
         self._last_event_id = last_event_id
         self._position: int | None = None  # up to which everything is in the items
+        self._is_gap = False  # whether a gap is to be reported before the next event
         self._life = 0  # of the log, in which the position is
         self._has_failed = False
         self._waiter: LogWaiter | None = None  # from the first wait on
-        self._items: deque[Event | Message] = deque()
+        self._items: deque[Event | Reset] = deque()
 
     async def wait(self, is_open: Callable[[], bool]) -> None:
         try:
@@ -172,7 +193,7 @@ class LogSource:
             raise
 
     async def _wait(self, is_open: Callable[[], bool]) -> None:
-        database, log, listener_id = self._log.database, self._log, self._cursor.listener_id
+        database, log = self._log.database, self._log
         database.background.poller.start()
         if self._position is None or self._life != log.life:
             await in_thread(database, self._begin)
@@ -182,18 +203,9 @@ class LogSource:
             log.check()
             self._has_failed = False
             return
-        found = log.from_memory(self._life, self._position, listener_id)
-        if found is None:
-            found = await in_thread(database, log.from_database, self._life, self._position, listener_id)
-            if found is None:
-                return
-        if found.is_gap:
-            self._items.append(Message(RESET, GAP))
-        self._items.extend(found.events)
-        self._position = found.position
-        if self._items:
+        if not await self._fetch(self._position) or self._items:
             return
-        waiter = self._waiter = self._waiter or LogWaiter(database, is_open, listener_id)
+        waiter = self._waiter = self._waiter or LogWaiter(database, is_open, self._cursor.listener_id)
         if not log.begin_wait(waiter, self._life, self._position):
             return
         try:
@@ -206,32 +218,49 @@ class LogSource:
         if is_open() and log.take_fallback_read():
             await in_thread(database, log.read)
 
-    def next(self) -> Event | Message | None:
+    async def _fetch(self, position: int) -> bool:
+        """Fetch the events after a position. False, where the stream is not at the end of the tail after it."""
+        log, listener_id = self._log, self._cursor.listener_id
+        found = log.from_memory(self._life, position, listener_id)
+        is_at_end = found is not None
+        if found is None:
+            found = await in_thread(log.database, log.from_database, self._life, position, listener_id)
+        if found is None:
+            return False
+        self._position = found.position
+        self._is_gap = self._is_gap or found.is_gap
+        if self._is_gap and (found.events or is_at_end):
+            self._items.append(Reset(None if found.events else found.event_id))
+            self._is_gap = False
+        self._items.extend(found.events)
+        return is_at_end
+
+    def next(self) -> Event | Reset | None:
         return self._items[0] if self._items else None
 
     def advance(self) -> None:
         self._items.popleft()
 
-    def decoded(self, item: Event | Message) -> MessageContract:
-        return item if isinstance(item, Message) else self._cursor.decoded(item)
+    def decoded(self, item: Event | Reset) -> MessageContract:
+        return Message(RESET, GAP) if isinstance(item, Reset) else self._cursor.decoded(item)
 
-    def set_aside(self, item: Event | Message, error: RepositoryError) -> None:
+    def set_aside(self, item: Event | Reset, error: RepositoryError) -> None:
         """An event stays in the log, where other programs may be able to decode it."""
         if isinstance(item, Event):
             _log_unreadable(self._log, item, error)
 
-    def note_delivered(self, item: Event | Message) -> None:
+    def note_delivered(self, item: Event | Reset) -> None:
         if isinstance(item, Event):
             if self._opened is not None:
                 self._opened.position = item.position
             else:
                 self._cursor.position = item.position
 
-    def is_for_listener(self, item: Event | Message) -> bool:
+    def is_for_listener(self, item: Event | Reset) -> bool:
         return isinstance(item, Event)
 
-    def event_id(self, item: Event | Message) -> str | None:
-        return self._log.event_id(item) if isinstance(item, Event) else None
+    def event_id(self, item: Event | Reset) -> str | None:
+        return item.event_id if isinstance(item, Reset) else self._log.event_id(item)
 
     def put_back(self) -> None:
         """Events stay in the log."""
@@ -241,10 +270,24 @@ class LogSource:
 
     def _begin(self) -> None:
         """Find the position of the client. In a thread."""
-        log, cursor, opened = self._log, self._cursor, self._opened
         is_new = self._position is None
-        presence = log.database.watcher.presence
         seen = SeenEvent.parse(self._last_event_id) if is_new else None
+        found = self._cursor.take_found()
+        if seen is None or found is None or not self._begin_in_tail(seen, found):
+            self._begin_in_log(seen, is_new=is_new)
+
+    def _begin_in_tail(self, seen: SeenEvent, start: int) -> bool:
+        """Go on after an event that the tail has, of which no statement is needed. False, where it has it not."""
+        self._log.read()
+        life = self._log.life_of(seen)
+        if life is None:
+            return False
+        self._life, self._position = life, max(seen.position, start)
+        return True
+
+    def _begin_in_log(self, seen: SeenEvent | None, *, is_new: bool) -> None:
+        log, cursor, opened = self._log, self._cursor, self._opened
+        presence = log.database.watcher.presence
         while True:
             # Before the statement, since a position is forgotten here as soon as it is written.
             ended_at = 0 if opened is None else presence.ended_at(opened.connection_id)
@@ -265,11 +308,9 @@ class LogSource:
         elif ended_at > (state.position or 0):
             state = state._replace(position=ended_at)
         is_given = self._last_event_id is not None or not is_new  # a stream begins again in another life of the log
-        position, is_gap = starting_position(state, seen, is_given)
+        position, self._is_gap = starting_position(state, seen, is_given)
         if state.has_messages or opened is None:
             move_messages(cursor)
-        if is_gap:
-            self._items.append(Message(RESET, GAP))
         self._life, self._position = life, position
 
 

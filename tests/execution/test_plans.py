@@ -55,7 +55,7 @@ LIMITS = {
     "persist": 600,
     "dispatch": 50,
     "broadcast_to_channel": 100,
-    "find_connection": 50,
+    "find_connection": 60,
     "feed": 2_500,
     "append": 50,
     "append_dispatch": 50,

@@ -12,12 +12,13 @@ from eric_sse.exception import NoMessagesException
 from eric_sse.message import Message
 from sqlalchemy import URL, event, text
 
-from eric_sse_sql import Database
+from eric_sse_sql import Database, SqlQueue
 from eric_sse_sql.contract import ERIC_SSE_2_0
 from support.catalog import rename_table
 from support.databases import application_engine, opened
 from support.forking import fork, forking
 from support.streams import events, run
+from support.threads import NOTIFIER, WATCHER
 from support.waiting import DEADLINE, until
 
 if ERIC_SSE_2_0:
@@ -77,6 +78,63 @@ def test_a_listener_that_is_not_stored_is_delivered_nothing_from_before_it_was_a
         channel.deliver_next(listener.id)
     channel.broadcast(Message("n", 1))
     assert channel.deliver_next(listener.id).payload == 1
+
+
+# Ids
+
+
+@pytest.mark.parametrize("is_appended", [False, True], ids=["empty log", "log with events"])
+def test_a_client_that_was_told_of_a_gap_goes_on_after_it_with_the_id_of_the_reset(
+    database: Database, is_appended: bool
+) -> None:
+    channel, (listener, other) = logged(database, 2)
+    if is_appended:
+        channel.dispatch(other.id, Message("n", 0))
+    (reset,) = run(lambda: events(channel, listener, 1, "an id of nothing"))
+    assert reset["event"] == "reset"
+    channel.broadcast(Message("n", 1))
+    channel.broadcast(Message("n", 2))
+    assert data(run(lambda: events(channel, listener, 2, reset["id"]))) == [1, 2]
+
+
+def test_a_reset_before_events_has_no_id_of_its_own(database: Database) -> None:
+    channel, (listener,) = logged(database)
+    channel.broadcast(Message("n", 0))
+    reset, first = run(lambda: events(channel, listener, 2, "an id of nothing"))
+    assert (reset["event"], first["data"]) == ("reset", 0)
+    assert "id" not in reset  # a client that leaves here has missed what follows
+
+
+def test_a_client_that_comes_back_within_the_tail_needs_no_statement_for_its_position(database: Database) -> None:
+    channel, (listener,) = logged(database)
+    for number in range(3):
+        channel.broadcast(Message("n", number))
+    kept = log_of(database, channel.id)  # as the streams of other clients do
+    first, *_ = run(lambda: events(channel, listener, 3))
+    again = SqlSSEChannelRepository(database).load_one(channel.id)
+    found = again.get_listener(listener.id)
+    found.start()
+    seen: list[str] = []
+
+    @event.listens_for(database.engine, "before_cursor_execute")
+    def record(connection: object, cursor: object, statement: str, *others: object) -> None:
+        if threading.current_thread().name not in (WATCHER, NOTIFIER):
+            seen.append(statement)
+
+    assert data(run(lambda: events(again, found, 2, first["id"]))) == [1, 2]
+    assert not [statement for statement in seen if "sse_connections" in statement]
+    assert kept.tail is not None
+
+
+def test_a_message_that_was_pushed_into_the_queue_is_delivered_to_a_client_that_comes_back(database: Database) -> None:
+    channel, (listener,) = logged(database)
+    channel.broadcast(Message("n", 0))
+    (first,) = run(lambda: events(channel, listener, 1))
+    SqlQueue(database, channel.get_connections()[0].queue.id).push(Message("n", 1))
+    again = SqlSSEChannelRepository(database).load_one(channel.id)
+    found = again.get_listener(listener.id)
+    found.start()
+    assert data(run(lambda: events(again, found, 1, first["id"]))) == [1]
 
 
 # Expiry

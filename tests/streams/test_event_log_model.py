@@ -39,7 +39,8 @@ from eric_sse_sql import SqlSSEChannel, SqlSSEChannelRepository
 SCHEDULES, STEPS = 150, 25  # on each database
 SILENCE_SECONDS = 10.0  # after which a stream that must deliver an event is taken to be silent
 MOST_READERS, MOST_LISTENERS = 4, 3
-LIMITS = {"TAIL_EVENTS": 6, "TAIL_BYTES": 900, "PAGE": 3, "PAGE_BYTES": 400}  # so that a schedule reaches each of them
+# So that a schedule reaches each of them.
+LIMITS = {"TAIL_EVENTS": 6, "TAIL_BYTES": 900, "FIRST_EVENTS": 2, "PAGE": 3, "PAGE_BYTES": 400}
 
 WORKERS = st.integers(0, 1)
 PICKS = st.integers(0, 99)  # of some of what there is then

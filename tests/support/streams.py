@@ -55,10 +55,12 @@ def run(main: Callable[[], Awaitable[Any]]) -> Any:
     return asyncio.run(in_time())
 
 
-async def events(channel: Any, listener: MessageQueueListener, count: int) -> list[Any]:
+async def events(
+    channel: Any, listener: MessageQueueListener, count: int, last_event_id: str | None = None
+) -> list[Any]:
     """The next events of a new stream, which is closed then."""
     found: list[Any] = []
-    async with aclosing(channel.message_stream(listener)) as stream:
+    async with aclosing(channel.message_stream(listener, last_event_id)) as stream:
         while len(found) < count:
             found.append(await anext(stream))
     return found
