@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from eric_sse.exception import RepositoryError
+from eric_sse.message import Message
 from sqlalchemy import URL, event
 
 from eric_sse_sql import Database, SqlQueue, SqlStorageEngine
@@ -61,3 +62,14 @@ def test_threads_share_a_database(database: Database) -> None:
         thread.join()
     assert errors == []
     assert sorted(storage.fetch_all()) == sorted(-n for n in range(30) for _ in range(6))
+
+
+def test_a_transaction_can_not_begin_in_a_closed_database(database: Database) -> None:
+    queue = SqlQueue(database, "q")
+    with database.transaction():
+        database.close()  # what has begun goes on
+        queue.push(Message("n", 1))
+    with pytest.raises(RepositoryError, match="closed"), database.transaction():
+        pass
+    with pytest.raises(RepositoryError, match="closed"):
+        queue.push_many([Message("n", 2), Message("n", 3)])

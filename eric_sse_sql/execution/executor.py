@@ -37,7 +37,6 @@ class Executor:
         self.transactions = Transactions(driver, schema)
         self._pinned = PinnedConnections(driver, owns_pool=owns_engine)
         self._compiled: dict[Statement, Compiled] = {}
-        self._is_closed = False
 
     def run(self, statement: Statement, **parameters: Any) -> Sequence[Row]:
         """Run a statement. All its rows.
@@ -75,7 +74,7 @@ class Executor:
         rows = self.transactions.fetch(compiled, values)
         if rows is not None:
             return rows
-        if self._is_closed:
+        if self.transactions.is_closed:
             self.check_open()
         if not is_observed(self.engine):
             rows = self._pinned.fetch(compiled, values)
@@ -101,24 +100,23 @@ class Executor:
 
     @property
     def is_closed(self) -> bool:
-        """Whether statements outside of a transaction raise."""
-        return self._is_closed
+        """Whether statements raise, but those of a transaction that has begun before."""
+        return self.transactions.is_closed
 
     def check_open(self) -> None:
         """Do nothing, unless the executor is closed.
 
         :raises RepositoryError: then
         """
-        if self._is_closed:
-            raise RepositoryError("this Database is closed; make another one")
+        self.transactions.check_open()
 
     def refuse_calls(self) -> None:
-        """From now on, statements outside of a transaction raise."""
-        self._is_closed = True
+        """From now on, statements raise, but those of a transaction that has begun before."""
+        self.transactions.is_closed = True
 
     def close(self) -> None:
         """Close the connections of an engine that was made by this package."""
-        self._is_closed = True
+        self.refuse_calls()
         self._pinned.close()
         if self.owns_engine:
             self.engine.dispose()

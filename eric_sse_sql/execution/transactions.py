@@ -44,11 +44,20 @@ class Transactions:
     def __init__(self, driver: Driver, schema: str | None) -> None:
         self._driver = driver
         self._schema = schema
+        self.is_closed = False  # whether no transaction may begin any more
 
     def current(self) -> Connection | None:
         """The connection of the transaction that this thread and task are in."""
         current = self._current()
         return current.connection() if current else None
+
+    def check_open(self) -> None:
+        """Do nothing, unless the database is closed.
+
+        :raises RepositoryError: then
+        """
+        if self.is_closed:
+            raise RepositoryError("this Database is closed; make another one")
 
     def is_open(self) -> bool:
         """Whether this thread and task are in a transaction."""
@@ -127,6 +136,7 @@ class Transactions:
     @contextmanager
     def begun(self) -> Iterator[Connection]:
         """A connection in a new transaction, which is rolled back unless it was committed."""
+        self.check_open()
         pool = self._driver.engine.pool
         with repository_errors("no transaction can be begun"):
             connection = self._driver.begin()
