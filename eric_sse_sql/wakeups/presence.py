@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 from eric_sse_sql.errors import repository_errors
 from eric_sse_sql.execution.executor import Executor
@@ -39,6 +40,7 @@ class Presence:
     _streams: set[OpenStream]
     _unseen: set[str]  # ids of connections whose stream was opened since the last check
     _ended: dict[str, int]  # last positions of streams that have ended, until they are written, by connection
+    _open_ids: Sequence[Any] | None  # of their connections, in pages, as a statement takes them; None once they change
     _next_check: float  # on the clock of time.monotonic()
     _next_seen: float
 
@@ -52,12 +54,14 @@ class Presence:
         with self._lock:
             self._streams.add(stream)
             self._unseen.add(connection_id)
+            self._open_ids = None
         return stream
 
     def close(self, stream: OpenStream) -> None:
         """Forget a stream."""
         with self._lock:
             self._streams.discard(stream)
+            self._open_ids = None
             if stream.position > stream.noted:
                 self._ended[stream.connection_id] = max(stream.position, self.ended_at(stream.connection_id))
 
@@ -72,18 +76,23 @@ class Presence:
             is_due = now >= self._next_seen
             if is_due:
                 self._next_seen = now + SEEN_SECONDS
-            streams, unseen, self._unseen = list(self._streams), self._unseen, set()
+            streams, unseen, self._unseen = set(self._streams), self._unseen, set()
+            if self._open_ids is None:  # ten thousand ids take as long to encode as to look up
+                self._open_ids = self._encoded({stream.connection_id for stream in streams})
+            open_ids = self._open_ids
+            if is_due:
+                unseen.difference_update(stream.connection_id for stream in streams)
         self.write_positions()
-        list_value = self._executor.dialect.list_value
-        ids = {stream.connection_id for stream in streams}
-        for page in _pages(sorted(ids | unseen if is_due else unseen)):
-            self._executor.run(connections.MARK_SEEN, connection_ids=list_value(page))
-        missing = set[str]()
-        for page in _pages(sorted(ids)):
-            missing.update(key for (key,) in self._executor.run(connections.MISSING, connection_ids=list_value(page)))
+        for page in (*self._encoded(unseen), *(open_ids if is_due else ())):
+            self._executor.run(connections.MARK_SEEN, connection_ids=page)
+        missing = {key for page in open_ids for (key,) in self._executor.run(connections.MISSING, connection_ids=page)}
         if missing:
             for stream in streams:
                 stream.is_deleted = stream.is_deleted or stream.connection_id in missing
+
+    def _encoded(self, connection_ids: Iterable[str]) -> list[Any]:
+        """Pages of ids, as a statement takes them. In the order in which all processes lock their rows."""
+        return list(map(self._executor.dialect.list_value, _pages(sorted(connection_ids))))
 
     def ended_at(self, connection_id: str) -> int:
         """The position at which a stream of a connection has ended, where that is not written yet; else 0."""
@@ -118,6 +127,7 @@ class Presence:
         """Forget the parent's streams, and replace the lock, which its threads may hold."""
         self._lock = threading.Lock()
         self._streams = set()
+        self._open_ids = None
         self._unseen = set()
         self._ended = {}
         self._next_check = 0.0
