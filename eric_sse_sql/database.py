@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import timedelta
 from types import TracebackType
@@ -95,6 +95,8 @@ class Database(PersistentReference):
         self.loop_state: MutableMapping[Any, Any] = WeakKeyDictionary()
         #: The logs of channels that streams of this process read, by the id of the channel.
         self.event_logs: WeakValueDictionary[str, Any] = WeakValueDictionary()
+        #: What is called first when it is closed.
+        self.on_close: list[Callable[[], None]] = []
         self.background.enter(self.watcher)
         for part in (self.executor, self.watcher):
             fork.register(part)
@@ -284,7 +286,12 @@ class Database(PersistentReference):
     # Life
 
     def close(self) -> None:
-        """End all waits, and close the connections of an engine that was made here. Later calls raise."""
+        """End all waits, and close the connections of an engine that was made here. Later calls raise.
+
+        What was fetched for streams that are still open goes back to its queues.
+        """
+        for close in self.on_close:
+            close()
         _close(self.background, self.publisher, self.watcher, self.executor)
 
     def check_open(self) -> None:

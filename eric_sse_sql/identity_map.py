@@ -13,6 +13,7 @@ from eric_sse.listener import MessageQueueListener
 from eric_sse_sql.database import Database
 from eric_sse_sql.keys import validate_key
 from eric_sse_sql.queues import BlockingSqlQueue, SqlQueue, is_pushed_by_statement
+from eric_sse_sql.sql.connections import LogPlace
 from eric_sse_sql.streams.event_log import log_of
 from eric_sse_sql.streams.log_source import LogCursor
 
@@ -28,7 +29,7 @@ class HeldConnection:
     :param blobs: of both, as they are stored; None where they are not stored yet
     """
 
-    __slots__ = ("_state", "blobs", "connection", "cursor", "idle_start", "is_gone", "may_be_stored")
+    __slots__ = ("_state", "blobs", "connection", "cursor", "is_gone", "may_be_stored", "place")
 
     def __init__(self, connection: Connection, blobs: Blobs | None) -> None:
         self.connection = connection
@@ -36,7 +37,7 @@ class HeldConnection:
         self.may_be_stored = blobs is not None  # True after a persist that an application commits or rolls back
         self.is_gone = False  # whether it was removed from the channel object, or deleted by another process
         self.cursor: LogCursor | None = None  # where the channel has a log, which the connection reads
-        self.idle_start: int | None = None  # where it starts in the log, if no message waited when it was looked up
+        self.place: LogPlace | None = None  # in the log, where it was looked up
         self._state = None if blobs is None else _state(connection)
 
     @property
@@ -229,8 +230,8 @@ class IdentityMap:
                 connection_id = None if held.blobs is None else connection.id
                 log = log_of(queue.database, self._channel_id)
                 held.cursor = queue.log = LogCursor(log, connection.listener.id, queue, connection_id)
-                if held.idle_start is not None:
-                    held.cursor.note_found(held.idle_start)
+                if held.place is not None:
+                    held.cursor.note_place(held.place)
         self._release(connection.listener.id)
         self._held[connection.listener.id] = held
         return held

@@ -214,7 +214,7 @@ def test_a_stream_opens_with_the_same_statements_whatever_the_number_of_listener
             assert len(channel.identity_map.held()) == 1
     assert counted[0, 1] == counted[0, 1_000] <= 2
     assert max(counted[60, 1], counted[60, 1_000]) <= 5
-    assert abs(counted[60, 1] - counted[60, 1_000]) <= 1  # a poll that notices the persist causes another read
+    assert abs(counted[60, 1] - counted[60, 1_000]) <= 2  # a poll may have read the log before
 
 
 # Several workers

@@ -36,7 +36,7 @@ from eric_sse_sql.queues import BlockingSqlQueue, SqlQueue, is_pushed_by_stateme
 from eric_sse_sql.repositories.objects import ObjectStorage, listener_template, queue_template
 from eric_sse_sql.sql import connections as sql
 from eric_sse_sql.sql import entries, events
-from eric_sse_sql.sql.connections import KnownConnection, StoredChannel, StoredConnection
+from eric_sse_sql.sql.connections import KnownConnection, LogPlace, StoredChannel, StoredConnection
 from eric_sse_sql.storage import keyset_pages
 
 if TYPE_CHECKING:  # eric-sse 2.0 has no such channels
@@ -108,9 +108,9 @@ class ChannelStore:
             rows = self._executor.run(sql.OF_LISTENER, channel_id=channel_id, listener_id=listener_id)
         if not rows:
             return None
-        *stored, start_position, has_messages = rows[0]
-        held = self._held(StoredConnection._make(stored))
-        held.idle_start = None if has_messages else start_position
+        size = len(StoredConnection._fields)
+        held = self._held(StoredConnection._make(rows[0][:size]))
+        held.place = LogPlace._make(rows[0][size:])
         return held
 
     def held_connections(self, channel_id: str) -> Iterator[HeldConnection]:

@@ -58,6 +58,14 @@ class StoredConnection(NamedTuple):
     queue_id: str
 
 
+class LogPlace(NamedTuple):
+    """What a connection that was looked up has of the log of its channel."""
+
+    start_position: int | None  # its last position when the connection was made
+    first_position: int | None  # the first one that is kept; None where there is no log
+    has_messages: bool  # whether messages wait in the connection's queue
+
+
 class StoredChannel(NamedTuple):
     """A channel with its entry."""
 
@@ -105,14 +113,15 @@ def _of_channel(sql: Dialect) -> Construct:
 
 
 def _of_listener(sql: Dialect) -> Construct:
-    """The connection of a listener in a channel: the columns of :class:`StoredConnection`, the position in the log at
-    which it starts, and whether messages wait in its queue."""
+    """The connection of a listener in a channel: the columns of :class:`StoredConnection` and :class:`LogPlace`."""
     of_listener = (
         ConnectionRow.channel_id == bindparam("channel_id"),
         ConnectionRow.listener_id == bindparam("listener_id"),
     )
     has_messages = exists().where(MessageRow.queue_id == ConnectionRow.queue_id)
-    found = _connections(sql).add_columns(ConnectionRow.start_position, has_messages)
+    first = select(EventLogRow.first_position).where(EventLogRow.channel_id == bindparam("channel_id"))
+    place = ConnectionRow.start_position, first.scalar_subquery(), has_messages
+    found = _connections(sql).add_columns(*place)
     return found.where(*of_listener).order_by(ConnectionRow.id).limit(literal_column("1"))
 
 

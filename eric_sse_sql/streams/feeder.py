@@ -26,6 +26,9 @@ QUEUES = 1000  # queues of one statement, at most
 class Receiver(Protocol):
     """A stream that waits for messages of its queue."""
 
+    def prepare(self) -> None:
+        """Called before the statement, in a thread: a message that comes later asks for another one."""
+
     @property
     def queue_id(self) -> str:
         """The id of the queue."""
@@ -43,6 +46,12 @@ class Receiver(Protocol):
         :param taken_at: when they were taken, on the clock of time.monotonic()
         """
 
+    def close(self) -> bool:
+        """Receive nothing more. Whether :meth:`put_back` is to be called."""
+
+    def put_back(self) -> None:
+        """Return what was received and not delivered to the queue."""
+
 
 class Feeder:
     """Takes messages for the streams of a database in this process. Threads and event loops may share it.
@@ -57,25 +66,39 @@ class Feeder:
         self._database = database
         self.after_fork_in_child()
         fork.register(self)
+        database.on_close.append(self.close)
 
     _lock: threading.Lock
     _waiting: dict[Receiver, Waiter]
+    _receivers: set[Receiver]  # those that have asked for messages, until they end
     _is_running: bool
 
-    async def feed(self, receiver: Receiver, waiter: Waiter) -> None:
-        """Give a stream the messages that wait in its queue.
+    def request(self, receiver: Receiver, waiter: Waiter) -> None:
+        """Give a stream the messages that wait in its queue, and end its wait then: with an error, where they can't be
+        taken. From any thread.
 
-        It is done to its end even if the stream is cancelled meanwhile.
-
-        :raises RepositoryError: for any fault of the database
+        :param waiter: of the stream
         """
-        waiter.begin()
         with self._lock:
+            self._receivers.add(receiver)
             self._waiting[receiver] = waiter
             is_first, self._is_running = not self._is_running, True
-        if is_first:  # at once: streams of other loops wait for it, too, and this loop may be stopped in its next turn
+        if is_first:
             self._database.background.stream_threads.submit(self._run)
-        await waiter.wait_for_end()
+
+    def forget(self, receiver: Receiver) -> None:
+        """A stream has ended."""
+        with self._lock:
+            self._receivers.discard(receiver)
+
+    def close(self) -> None:
+        """Return what was fetched for streams that are open to its queues."""
+        with self._lock:
+            receivers = list(self._receivers)
+        for receiver in receivers:
+            if receiver.close():
+                with suppress(RepositoryError):  # which was logged
+                    receiver.put_back()
 
     def before_fork(self) -> None:
         """The lock is replaced in the child."""
@@ -84,9 +107,10 @@ class Feeder:
         """The parent's streams go on."""
 
     def after_fork_in_child(self) -> None:
-        """Forget the parent's streams."""
+        """Forget the parent's streams, which have what was fetched for them."""
         self._lock = threading.Lock()
         self._waiting = {}
+        self._receivers = set()
         self._is_running = False
 
     def _run(self) -> None:
@@ -98,6 +122,8 @@ class Feeder:
                 if not batch:
                     self._is_running = False
                     return
+            for receiver in batch:
+                receiver.prepare()
             taken_at = time.monotonic()
             by_queue: dict[str, list[TakenMessage]] = {}
             refused: list[tuple[Receiver, list[TakenMessage]]] = []
@@ -106,6 +132,8 @@ class Feeder:
             except BaseException as error:
                 # The transaction may be committed, and only the reply lost. What is in its queue still stays once.
                 refused.extend((receiver, by_queue.pop(receiver.queue_id, [])) for receiver in batch)
+                for receiver in batch:
+                    receiver.receive([], is_more=True)
                 end(batch.values(), error)
             else:
                 for receiver in batch:

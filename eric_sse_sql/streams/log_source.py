@@ -15,9 +15,11 @@ from eric_sse.message import Message, MessageContract
 from eric_sse_sql.errors import repository_errors
 from eric_sse_sql.queues import SqlQueue, type_of
 from eric_sse_sql.sql import events
+from eric_sse_sql.sql.connections import LogPlace
 from eric_sse_sql.sql.events import Event, LogState
 from eric_sse_sql.streams.event_log import (
     GAP,
+    MAX_POSITION,
     RESET,
     EventLog,
     LogWaiter,
@@ -30,7 +32,7 @@ from eric_sse_sql.streams.source import in_thread
 from eric_sse_sql.wakeups.presence import OpenStream
 from eric_sse_sql.wakeups.queue_watch import QueueWatch
 
-FOUND_SECONDS = 30.0  # for which a stream trusts what was found with its connection
+PLACE_SECONDS = 30.0  # for which a stream trusts what was looked up of its connection
 
 logger = logging.getLogger("eric_sse_sql")
 
@@ -58,17 +60,17 @@ class LogCursor:
         self.start: int | None = None  # of a connection that is not stored: the last position when it was made
         self.position: int | None = None  # of such a connection
         self.epoch: str | None = None  # of the log, for such a connection
-        self._found: tuple[float, int] | None = None  # when and with which start, on the clock of time.monotonic()
+        self._place: tuple[float, LogPlace] | None = None  # when it was looked up, on the clock of time.monotonic()
         self._lock = threading.Lock()
 
-    def note_found(self, start: int) -> None:
-        """Note where a stored connection starts, whose queue has no messages to be moved."""
-        self._found = time.monotonic(), start
+    def note_place(self, place: LogPlace) -> None:
+        """Note what was looked up of a stored connection."""
+        self._place = time.monotonic(), place
 
-    def take_found(self) -> int | None:
-        """Where the connection starts, as it was found a moment ago; None for every stream but the first one."""
-        found, self._found = self._found, None
-        return found[1] if found is not None and time.monotonic() < found[0] + FOUND_SECONDS else None
+    def take_place(self) -> LogPlace | None:
+        """What was looked up a moment ago; None for every stream but the first one."""
+        noted, self._place = self._place, None
+        return noted[1] if noted is not None and time.monotonic() < noted[0] + PLACE_SECONDS else None
 
     def begin_before(self, position: int) -> None:
         """Let a connection that is not stored begin before an event that its channel object has appended."""
@@ -238,8 +240,9 @@ class LogSource:
     def next(self) -> Event | Reset | None:
         return self._items[0] if self._items else None
 
-    def advance(self) -> None:
+    def advance(self, item: Event | Reset) -> bool:
         self._items.popleft()
+        return True
 
     def decoded(self, item: Event | Reset) -> MessageContract:
         return Message(RESET, GAP) if isinstance(item, Reset) else self._cursor.decoded(item)
@@ -248,6 +251,7 @@ class LogSource:
         """An event stays in the log, where other programs may be able to decode it."""
         if isinstance(item, Event):
             _log_unreadable(self._log, item, error)
+        self._items.popleft()
 
     def note_delivered(self, item: Event | Reset) -> None:
         if isinstance(item, Event):
@@ -272,17 +276,19 @@ class LogSource:
         """Find the position of the client. In a thread."""
         is_new = self._position is None
         seen = SeenEvent.parse(self._last_event_id) if is_new else None
-        found = self._cursor.take_found()
-        if seen is None or found is None or not self._begin_in_tail(seen, found):
+        place = self._cursor.take_place()
+        if seen is None or place is None or not self._begin_in_tail(seen, place):
             self._begin_in_log(seen, is_new=is_new)
 
-    def _begin_in_tail(self, seen: SeenEvent, start: int) -> bool:
-        """Go on after an event that the tail has, of which no statement is needed. False, where it has it not."""
+    def _begin_in_tail(self, seen: SeenEvent, place: LogPlace) -> bool:
+        """Go on after an event that the log keeps and the tail has: no statement is needed. False for any other one."""
+        if place.has_messages or seen.position < (place.first_position or MAX_POSITION):
+            return False
         self._log.read()
         life = self._log.life_of(seen)
         if life is None:
             return False
-        self._life, self._position = life, max(seen.position, start)
+        self._life, self._position = life, max(seen.position, place.start_position or 0)
         return True
 
     def _begin_in_log(self, seen: SeenEvent | None, *, is_new: bool) -> None:

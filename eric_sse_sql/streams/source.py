@@ -17,8 +17,7 @@ from eric_sse_sql.database import Database
 from eric_sse_sql.queues import SqlQueue
 from eric_sse_sql.sql.messages import TakenMessage
 from eric_sse_sql.streams.feeder import feeder_of
-from eric_sse_sql.streams.idle import Waiter, end
-from eric_sse_sql.wakeups.queue_watch import QueueWatch
+from eric_sse_sql.streams.idle import Waiter
 
 ERROR = "error"  # the type of the event that reports an error
 UNREADABLE = "a message can't be read"  # its data, as without data, a browser drops an event
@@ -42,8 +41,8 @@ class MessageSource(Protocol):
     def next(self) -> Any | None:
         """The next item that was fetched; None where there is none."""
 
-    def advance(self) -> None:
-        """Go on to the item after the next one."""
+    def advance(self, item: Any) -> bool:
+        """Go on to the item after the next one. False where that was put back meanwhile."""
 
     def note_delivered(self, item: Any) -> None:
         """Called when the consumer asks for the event after the item's."""
@@ -61,7 +60,10 @@ class MessageSource(Protocol):
         """The id of the item's event, for ``Last-Event-ID``; None where events have none."""
 
     def set_aside(self, item: Any, error: RepositoryError) -> None:
-        """Keep an item that can't be decoded apart, in a thread."""
+        """Keep the next item, which can't be decoded, apart, and go on to the one after it. In a thread.
+
+        :raises RepositoryError: for any fault of the database; it is the next item still
+        """
 
     def put_back(self) -> None:
         """Return all items that were fetched and not delivered to the queue, in a thread."""
@@ -82,6 +84,8 @@ class PrefetchBuffer:
         self._is_stored = is_stored
         self._version = 0  # of the queue's watch, before the last fetch
         self._is_more = True
+        self._is_requested = False  # whether messages were asked for
+        self._is_answered = False  # whether they were since the wait has begun
         self._taken_at = 0.0  # on the clock of time.monotonic()
         self._rows: deque[TakenMessage] = deque()
         self._lock = threading.Lock()
@@ -90,26 +94,32 @@ class PrefetchBuffer:
 
     async def wait(self, is_open: Callable[[], bool]) -> None:
         database, watch = self.queue.database, self.queue.watch
-        waiter = self._waiter = self._waiter or Waiter(database, is_open)
-        if not self._is_more:
-            database.background.poller.start()
-            await self._wait_for_change(watch, waiter)
-        self._version, self._is_more = watch.arm(), True  # also if the fetch fails
-        await feeder_of(database).feed(self, waiter)
-
-    async def _wait_for_change(self, watch: QueueWatch, waiter: Waiter) -> None:
-        """Wait until the queue may have a message, or the stream is to end."""
-        waiter.begin()
-        watch.subscribe(self._wake)
+        if self._waiter is None:
+            self._waiter = Waiter(database, is_open)
+        self._is_answered = False
+        self._waiter.begin()
+        watch.subscribe(self._request_once)
         try:
-            if watch.version == self._version:
-                await waiter.wait()
+            database.background.poller.start()
+            if self._is_more or watch.version != self._version:
+                self._request_once()
+            if not self._rows:
+                await self._waiter.wait()
+                self._is_more = self._is_more or not self._is_answered  # no change is noticed now: ask
         finally:
-            watch.unsubscribe(self._wake)
+            watch.unsubscribe(self._request_once)
 
-    def _wake(self) -> None:
-        if self._waiter is not None:
-            end((self._waiter,))
+    def _request_once(self) -> None:
+        """Ask for messages, from any thread, unless that was done already or there are some."""
+        with self._lock:
+            if self._is_requested or self._rows or self._waiter is None:
+                return
+            self._is_requested = True
+        feeder_of(self.queue.database).request(self, self._waiter)
+
+    def prepare(self) -> None:
+        with self._lock:
+            self._version = self.queue.watch.arm()
 
     @property
     def queue_id(self) -> str:
@@ -118,7 +128,7 @@ class PrefetchBuffer:
     def receive(self, rows: list[TakenMessage], *, is_more: bool) -> bool:
         """Take over messages. False, where it is closed."""
         with self._lock:
-            self._is_more = is_more
+            self._is_more, self._is_requested, self._is_answered = is_more, False, True
             self._taken_at = time.monotonic()
             if not self._is_closed:
                 self._rows.extend(rows)
@@ -131,8 +141,12 @@ class PrefetchBuffer:
     def next(self) -> TakenMessage | None:
         return self._rows[0] if self._rows else None
 
-    def advance(self) -> None:
-        self._rows.popleft()
+    def advance(self, row: TakenMessage) -> bool:
+        with self._lock:
+            is_next = bool(self._rows) and self._rows[0] is row
+            if is_next:
+                self._rows.popleft()
+            return is_next
 
     def decoded(self, row: TakenMessage) -> MessageContract:
         return self.queue.decoded(row.message)
@@ -147,7 +161,17 @@ class PrefetchBuffer:
         """None: a delivered message is deleted, and no stream can go on after it."""
 
     def set_aside(self, row: TakenMessage, error: RepositoryError) -> None:
-        self.queue.set_aside(row, error)
+        if not self.advance(row):  # the stream has ended, and the row is back in its queue
+            return
+        try:
+            self.queue.set_aside(row, error)
+        except RepositoryError:
+            with self._lock:
+                self._rows.appendleft(row)
+                is_closed = self._is_closed
+            if is_closed:
+                self.put_back()
+            raise
 
     def put_back(self) -> None:
         with self._lock:
@@ -155,6 +179,7 @@ class PrefetchBuffer:
         self._put_back(list(rows), self._taken_at)
 
     def close(self) -> bool:
+        feeder_of(self.queue.database).forget(self)
         with self._lock:
             self._is_closed = True
             return bool(self._rows)

@@ -43,49 +43,57 @@ async def stream(
     """
     if not listener.is_running():
         logger.warning("listener %s was not started: its stream ends at once; call listener.start() first", listener.id)
-    seconds = PAUSES[0]
+    seconds, has_failed = PAUSES[0], False
     try:
         while is_open():
-            item = source.next()
-            if item is not None:
-                try:
-                    message = source.decoded(item)
-                except RepositoryError as error:
-                    await in_thread(database, source.set_aside, item, error)
-                    source.advance()
-                    yield adapt(Message(ERROR, UNREADABLE), source.event_id(item))
-                    source.note_delivered(item)
-                    continue
-                source.advance()
-                yield _event(message, source, item, listener, adapt)
-                source.note_delivered(item)
-                await asyncio.sleep(delay())
-                continue
+            item, event = source.next(), None
             try:
-                await source.wait(is_open)
+                if item is None:
+                    await source.wait(is_open)
+                else:
+                    event = await _event(source, item, listener, database, adapt)
             except RepositoryError as error:
                 database.check_open()
                 database.background.outage.begin(source, error)
-                if seconds == PAUSES[0]:
+                if not has_failed:
                     yield adapt(Message(ERROR, UNAVAILABLE), None)
+                has_failed = True
                 await pause(seconds, is_open)
                 seconds = min(2 * seconds, PAUSES[1])
                 continue
-            database.background.outage.end(source)
-            seconds = PAUSES[0]
+            if has_failed:
+                database.background.outage.end(source)
+                seconds, has_failed = PAUSES[0], False
+            if event is not None:
+                yield event
+                source.note_delivered(item)
+                seconds_between = delay()
+                if seconds_between or source.next() is not None:  # else the next wait lets other streams run
+                    await asyncio.sleep(seconds_between)
     finally:
         database.background.outage.forget(source)
         if source.close():
             await in_thread(database, source.put_back)
 
 
-def _event(
-    message: MessageContract,
+async def _event(
     source: MessageSource,
     item: Any,
     listener: MessageQueueListener,
+    database: Database,
     adapt: Callable[[MessageContract, str | None], Any],
 ) -> Any:
+    """The event of an item, after which the source goes on; None where the item is another stream's by now.
+
+    :raises RepositoryError: when an item that can't be decoded can't be set aside, either
+    """
+    try:
+        message = source.decoded(item)
+    except RepositoryError as error:
+        await in_thread(database, source.set_aside, item, error)
+        return adapt(Message(ERROR, UNREADABLE), source.event_id(item))
+    if not source.advance(item):
+        return None
     try:
         if source.is_for_listener(item):
             listener.on_message(message)

@@ -84,6 +84,15 @@ class Receiving:
         self.rows: list[TakenMessage] = []
         self.is_more = False
 
+    def prepare(self) -> None:
+        """It does not ask again."""
+
+    def close(self) -> bool:
+        return False
+
+    def put_back(self) -> None:
+        """It has nothing to return."""
+
     def receive(self, rows: list[TakenMessage], *, is_more: bool) -> bool:
         self.rows.extend(rows)
         self.is_more = is_more
@@ -104,8 +113,10 @@ def feed(database: Database, *receivers: Receiving) -> None:
     """Feed streams together."""
 
     async def main() -> None:
-        feeder = feeder_of(database)
-        await asyncio.gather(*(feeder.feed(each, Waiter(database, lambda: True)) for each in receivers))
+        waiters = [Waiter(database, lambda: True) for _ in receivers]
+        for receiver, waiter in zip(receivers, waiters, strict=True):
+            feeder_of(database).request(receiver, waiter)
+        await asyncio.gather(*(waiter.wait() for waiter in waiters))
 
     run(main)
 

@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 from eric_sse.exception import RepositoryError
 from eric_sse.message import Message, MessageContract
-from sqlalchemy import URL
+from sqlalchemy import URL, text
 
 from eric_sse_sql import Database, SqlQueue
 from eric_sse_sql.contract import ERIC_SSE_2_0
 from eric_sse_sql.streams import source
+from eric_sse_sql.streams.source import UNREADABLE
+from eric_sse_sql.streams.stream import UNAVAILABLE
 from support.catalog import rename_table
 from support.queues import drain
 from support.streams import LoopTicks, connected, events, locked, run
@@ -22,6 +24,10 @@ from support.waiting import until
 
 if ERIC_SSE_2_0:
     pytest.skip("eric-sse 2.0 has no such channel", allow_module_level=True)
+
+
+def unreadable(row: Any) -> MessageContract:
+    raise RepositoryError("as it was told")
 
 
 def test_50_consumers_that_disconnect_lose_no_message(database: Database) -> None:
@@ -105,11 +111,73 @@ def test_the_event_loop_runs_while_an_unreadable_message_is_set_aside_in_a_locke
                 assert (await going_on)["event"] == "error"
             return count
 
-        def unreadable(row: Any) -> MessageContract:
-            raise RepositoryError("as it was told")
-
         assert run(main) >= 20
         assert (drain(SqlQueue(database, queue.id)), database.count_set_aside()) == ([2], 1)
+
+
+def test_a_consumer_that_is_cancelled_while_a_message_is_set_aside_leaves_it_in_one_table(
+    shared_url: URL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Database(shared_url) as database:
+        channel, listener, queue = connected(database)
+        queue.push_many(Message("n", n) for n in range(3))
+
+        async def main() -> None:
+            async with aclosing(channel.message_stream(listener)) as stream:
+                assert (await anext(stream))["data"] == 0
+                monkeypatch.setattr(queue, "decoded", unreadable)
+                with locked(shared_url, "sse_set_aside_messages"):
+                    going_on = asyncio.ensure_future(anext(stream))
+                    await asyncio.sleep(0.2)
+                    going_on.cancel()
+                    await asyncio.sleep(0.2)
+                with suppress(asyncio.CancelledError):
+                    await going_on
+
+        run(main)
+        other = SqlQueue(database, queue.id)
+        until(lambda: (len(other), database.count_set_aside()) == (1, 1))
+        assert database.retry_set_aside() == 1
+        assert drain(other) == [1, 2]
+
+
+def test_a_message_that_can_not_be_set_aside_is_set_aside_once_the_database_can_be_queried(database: Database) -> None:
+    channel, listener, queue = connected(database)
+    queue.push_many(Message("n", n) for n in range(3))
+    damage = text("UPDATE sse_messages SET message = :blob WHERE id = (SELECT min(id) FROM sse_messages)")
+    with database.engine.begin() as connection:
+        connection.execute(damage, {"blob": b"damaged"})
+
+    async def main() -> list[Any]:
+        found = []
+        async with aclosing(channel.message_stream(listener)) as stream:
+            rename_table(database, "sse_set_aside_messages", "hidden")
+            found.append(await anext(stream))
+            rename_table(database, "hidden", "sse_set_aside_messages")
+            while len(found) < 4:
+                found.append(await anext(stream))
+        return found
+
+    found = run(main)
+    assert [each["data"] for each in found] == [UNAVAILABLE, UNREADABLE, 1, 2]
+    assert database.count_set_aside() == 1
+
+
+def test_what_an_open_stream_has_fetched_goes_back_when_its_database_is_closed(shared_url: URL) -> None:
+    with Database(shared_url) as database:
+        channel, listener, queue = connected(database)
+        queue.push_many(Message("n", n) for n in range(10))
+
+        async def main() -> None:
+            async with aclosing(channel.message_stream(listener)) as stream:
+                assert [(await anext(stream))["data"] for _ in range(2)] == [0, 1]
+                database.close()
+                with pytest.raises(RepositoryError, match="closed"):
+                    await anext(stream)
+
+        run(main)
+    with Database(shared_url) as other:
+        assert drain(SqlQueue(other, queue.id)) == list(range(2, 10))
 
 
 def test_a_consumer_that_is_cancelled_twice_while_messages_are_put_back_loses_none(shared_url: URL) -> None:

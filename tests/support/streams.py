@@ -60,7 +60,8 @@ async def events(
 ) -> list[Any]:
     """The next events of a new stream, which is closed then."""
     found: list[Any] = []
-    async with aclosing(channel.message_stream(listener, last_event_id)) as stream:
+    with_id = () if last_event_id is None else (last_event_id,)  # which channels of eric-sse do not take
+    async with aclosing(channel.message_stream(listener, *with_id)) as stream:
         while len(found) < count:
             found.append(await anext(stream))
     return found
