@@ -157,7 +157,7 @@ async def _run(crowd: Crowd, sizes: Any) -> Process:
             memory = None if before is None or after is None else after - before
             latencies = await _dispatched(arrivals, send.request, latency_samples)
             broadcast = await _broadcast(arrivals, partial(send.request, None), crowd.listeners, sizes)
-            found = await quiet(database, sizes.idle_seconds) if is_largest else None
+            found = await quiet(database, sizes.settle_seconds, sizes.idle_seconds) if is_largest else None
     return Process(opening, memory, latencies, broadcast, found)
 
 

@@ -24,7 +24,6 @@ from eric_sse_sql import Database, SqlSSEChannelRepository
 WATCHING_THREAD = "eric_sse_sql watcher"
 RATE = 500  # messages per second
 START_SECONDS = 120
-SETTLE_SECONDS = 2.0  # until what earlier messages have caused is over
 
 
 class Quiet(NamedTuple):
@@ -52,9 +51,9 @@ def topics(bench: Bench) -> Iterator[Figure]:
             for crowd in crowds:
                 crowd.persist()
             written, *others = crowds
-            tasks: list[Any] = [partial(_write, written, sizes.topic_seconds)]
-            tasks.append(partial(_measure_topic, written, sizes.topic_seconds, _ignore))
-            tasks += [partial(_measure_topic, crowd, sizes.topic_seconds, fail_on_event) for crowd in others]
+            tasks: list[Any] = [partial(_write, written, 2 * (sizes.settle_seconds + sizes.topic_seconds))]
+            tasks.append(partial(_measure_topic, written, sizes, _ignore))
+            tasks += [partial(_measure_topic, crowd, sizes, fail_on_event) for crowd in others]
             rate, busy, *others_quiet = run_in_processes(tasks)
         what = f"{count} processes, one channel written to, {way}"
         yield Figure(database, f"{what}: messages", values={OURS: rate}, unit="/s")
@@ -66,19 +65,19 @@ def topics(bench: Bench) -> Iterator[Figure]:
         yield Figure(database, f"{what}: most CPU of another", values=cpu, unit="%")
 
 
-def _measure_topic(crowd: Crowd, seconds: float, on_event: OnEvent) -> Quiet:
+def _measure_topic(crowd: Crowd, sizes: Any, on_event: OnEvent) -> Quiet:
     async def measure() -> Quiet:
         with crowd.opened() as database:
             async with streaming(database, crowd, on_event):
                 await asyncio.to_thread(wait_until_all_ready, START_SECONDS)
-                return await quiet(database, seconds)
+                return await quiet(database, sizes.settle_seconds, sizes.topic_seconds)
 
     return asyncio.run(measure())
 
 
-async def quiet(database: Database, seconds: float) -> Quiet:
+async def quiet(database: Database, settle_seconds: float, seconds: float) -> Quiet:
     """What this process does once it has settled. An event listens to the engine only after the CPU was measured."""
-    await asyncio.sleep(SETTLE_SECONDS)
+    await asyncio.sleep(settle_seconds)
     cpu = await _cpu_share(seconds)
     all_statements, of_streams = StatementCount(database), StatementCount(database, is_of_stream)
     await asyncio.sleep(seconds)
@@ -92,11 +91,11 @@ async def _cpu_share(seconds: float) -> float:
 
 
 def _write(crowd: Crowd, seconds: float) -> float:
-    """Dispatch at a constant rate for longer than the receivers count, and return the rate that was reached."""
+    """Dispatch at a constant rate, and return the rate that was reached."""
     with crowd.opened() as database:
         channel = SqlSSEChannelRepository(database).load_one(crowd.channel_id)
         wait_until_all_ready(START_SECONDS)
-        began, count = time.monotonic(), round(2 * (seconds + SETTLE_SECONDS) * RATE)
+        began, count = time.monotonic(), round(seconds * RATE)
         for number in range(count):
             time.sleep(max(0.0, began + number / RATE - time.monotonic()))
             channel.dispatch(listener_id(random.randrange(crowd.listeners)), new_message(number))

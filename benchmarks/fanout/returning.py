@@ -26,7 +26,6 @@ from eric_sse_sql import Database, SqlSSEChannelRepository
 
 MISSED = 20  # events that were broadcast while the browsers were away: each has seen some of them
 ARRIVAL_SECONDS = 120
-REPETITION_SECONDS = 1.0  # for which repeated events are waited for
 COUNTED_SHARE = 10  # the statements of one browser of so many are counted, since counting takes time
 OTHERS = 100  # listeners that the dispatches in the long log are for
 WARM_UP = 2
@@ -51,9 +50,10 @@ def comeback(bench: Bench) -> Iterator[Figure]:
     crowd.persist()
     seen = _broadcast_missed(crowd)
     bench.backend.settle(crowd.location)
-    all_of_them = run_in_process(_come_back, crowd, seen, count, False)
+    seconds = bench.sizes.repetition_seconds
+    all_of_them = run_in_process(_come_back, crowd, seen, count, seconds, False)
     counted = count // COUNTED_SHARE
-    of_counted = run_in_process(_come_back, crowd, seen, counted, True)
+    of_counted = run_in_process(_come_back, crowd, seen, counted, seconds, True)
     statements = round(of_counted.statements / counted, 1)  # the process reads the tail of the log once
     what = f"{count:,} browsers come back at once"
     yield Figure(database, what, values={OURS: all_of_them.seconds}, unit="s", goal=goals.COMEBACK)
@@ -106,11 +106,13 @@ def _broadcast_once(crowd: Crowd) -> None:
         SqlSSEChannelRepository(database).load_one(crowd.channel_id).broadcast(new_message(0))
 
 
-def _come_back(crowd: Crowd, ids: list[str], count: int, is_counted: bool) -> Return:
-    return asyncio.run(_come_back_at_once(crowd, ids, count, is_counted))
+def _come_back(crowd: Crowd, ids: list[str], count: int, repetition_seconds: float, is_counted: bool) -> Return:
+    return asyncio.run(_come_back_at_once(crowd, ids, count, repetition_seconds, is_counted))
 
 
-async def _come_back_at_once(crowd: Crowd, ids: list[str], count: int, is_counted: bool) -> Return:
+async def _come_back_at_once(
+    crowd: Crowd, ids: list[str], count: int, repetition_seconds: float, is_counted: bool
+) -> Return:
     """Each browser has seen one of the events, or none after its connection was made, and misses at least the last."""
     seen = [random.randrange(len(ids) - 1) for _ in range(count)]
     next_ones = [number + 1 for number in seen]  # the index in ids of the event that each gets next
@@ -141,7 +143,7 @@ async def _come_back_at_once(crowd: Crowd, ids: list[str], count: int, is_counte
             await arrivals.wait(ARRIVAL_SECONDS)
             seconds = time.perf_counter() - began
         statements = counter.statements if counter else 0
-        await asyncio.sleep(REPETITION_SECONDS)
+        await asyncio.sleep(repetition_seconds)
         await browsers.close()
     return Return(seconds, statements, lost, repeated)
 

@@ -26,7 +26,6 @@ from benchmarks.streams.watching import watch_for_pushes
 from eric_sse_sql import SqlQueue, SqlSSEChannel
 
 STREAMS = 5
-INTERVALS = 1.0, 2.5  # seconds between two messages, or two interruptions
 DEADLINE_SECONDS = 60  # for the last message to arrive
 
 _INTERRUPTIONS: dict[str, tuple[Interruption, Goal | None]] = {
@@ -42,16 +41,16 @@ Receive = Callable[[Location, int, float], Arrivals]
 
 def recovery(bench: Bench) -> Iterator[Figure]:
     """Deliver to a forked child; and on Postgres, deliver without notifications and with interrupted listeners."""
-    samples = bench.sizes.recoveries
+    sizes = bench.sizes
     with bench.backend.for_many_processes() as backend, on_any_core():
-        latencies = _deliver(backend, samples, _receive_in_child).latencies
+        latencies = _deliver(backend, sizes, _receive_in_child).latencies
         yield from _figures(backend, "dispatch to delivery in a forked child", latencies, unit="ms")
         if backend.name != goals.POSTGRES:
             return
-        latencies = _deliver(backend, samples, _receive, notifies=False).latencies
+        latencies = _deliver(backend, sizes, _receive, notifies=False).latencies
         yield from _figures(backend, "notification lost, until the delivery", latencies, goals.RECOVERY)
         for what, (interruption, goal) in _INTERRUPTIONS.items():
-            latencies, listening = _interrupted(backend, samples, interruption)
+            latencies, listening = _interrupted(backend, sizes, interruption)
             yield from _figures(backend, f"{what}, until the delivery", latencies, goals.RECOVERY)
             yield from _figures(backend, f"{what}, until another listens", listening, goal)
 
@@ -64,30 +63,31 @@ def _figures(
     yield Figure(backend.name, f"{what}: longest", goal=goal, values={OURS: max(times)}, unit=unit)
 
 
-def _deliver(backend: Backend, samples: int, receive: Receive, notifies: bool = True) -> Arrivals:
+def _deliver(backend: Backend, sizes: Any, receive: Receive, notifies: bool = True) -> Arrivals:
     """Dispatch messages from one process and receive them in another."""
-    location = backend.create()
+    location, samples = backend.create(), sizes.recoveries
     tasks: list[Callable[[], Any]] = [
-        partial(receive, location, samples, _deadline(samples)),
-        partial(dispatch_at_random, SqlStreams(location, notifies), STREAMS, samples, INTERVALS),
+        partial(receive, location, samples, _deadline(sizes)),
+        partial(dispatch_at_random, SqlStreams(location, notifies), STREAMS, samples, sizes.recovery_intervals),
     ]
     arrivals: Arrivals = run_in_processes(tasks)[0]
     return arrivals
 
 
-def _interrupted(backend: Backend, samples: int, by: Interruption) -> tuple[Sequence[float], Sequence[float]]:
+def _interrupted(backend: Backend, sizes: Any, by: Interruption) -> tuple[Sequence[float], Sequence[float]]:
     """The times until the delivery, and until another connection listens, of each interruption."""
-    location = backend.create()
+    location, samples = backend.create(), sizes.recoveries
     tasks: list[Callable[[], Any]] = [
-        partial(_receive, location, samples + 1, _deadline(samples, LISTEN_SECONDS)),
-        partial(interrupt, location, STREAMS, samples, INTERVALS, by),
+        partial(_receive, location, samples + 1, _deadline(sizes, LISTEN_SECONDS)),
+        partial(interrupt, location, STREAMS, samples, sizes.recovery_intervals, by),
     ]
     arrivals, listening = run_in_processes(tasks)
     return arrivals.latencies[:samples], listening
 
 
-def _deadline(samples: int, extra_seconds: float = 0) -> float:
-    return samples * (INTERVALS[1] + extra_seconds) + DEADLINE_SECONDS
+def _deadline(sizes: Any, extra_seconds: float = 0) -> float:
+    _, longest = sizes.recovery_intervals
+    return sizes.recoveries * (longest + extra_seconds) + DEADLINE_SECONDS
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,9 @@ class Sizes:
     :param streams: numbers of streams of a process: one, and then from few to many
     :param compared: those of them that are compared with asyncio and the peers
     :param pause_seconds: between two broadcasts, in which a process writes how far its streams are
+    :param settle_seconds: until what earlier messages have caused is over
     :param topics: how many processes there are, each with a channel
+    :param repetition_seconds: for which events that are delivered twice are waited for
     """
 
     crowds: tuple[int, ...] = (1, 1_000, 100_000)
@@ -33,6 +35,7 @@ class Sizes:
     compared: tuple[int, ...] = (1_000, 10_000)
     broadcasts: int = 9
     pause_seconds: float = 1.5
+    settle_seconds: float = 2
     idle_seconds: float = 10
     latencies: int = 300
     topics: int = 16
@@ -40,6 +43,7 @@ class Sizes:
     topic_seconds: float = 10
     returning: int = 10_000
     dispatches: int = 1_000_000
+    repetition_seconds: float = 1
     returns: int = 30
     http_clients: int = 1_000
     http_broadcasts: int = 30
@@ -65,17 +69,19 @@ QUICK = Sizes(
 SMOKE = Sizes(
     crowds=(1, 20),
     calls=2,
-    streams=(1, 5, 20),
+    streams=(1, 20),
     compared=(20,),
     broadcasts=1,
     pause_seconds=0.1,
-    idle_seconds=0.5,
+    settle_seconds=0.2,
+    idle_seconds=0.2,
     latencies=3,
     topics=2,
     topic_streams=2,
-    topic_seconds=0.5,
+    topic_seconds=0.2,
     returning=20,
     dispatches=200,
+    repetition_seconds=0.1,
     returns=1,
     http_clients=5,
     http_broadcasts=1,

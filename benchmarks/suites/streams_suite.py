@@ -20,6 +20,7 @@ class Sizes:
     """How many streams, messages and seconds each operation uses.
 
     :param repetition_seconds: how long the load operation waits for messages that are delivered twice
+    :param recovery_intervals: seconds between two messages, or two interruptions
     """
 
     idle_streams: int = 1_000
@@ -32,6 +33,7 @@ class Sizes:
     notify_rounds: int = 4
     notify_seconds: float = 2
     recoveries: int = 10
+    recovery_intervals: tuple[float, float] = (1.0, 2.5)
 
 
 QUICK = Sizes(idle_seconds=5, latencies=100, load_seconds=5, notify_rounds=2, notify_seconds=1, recoveries=4)
@@ -46,6 +48,7 @@ SMOKE = Sizes(
     notify_rounds=1,
     notify_seconds=0.2,
     recoveries=1,
+    recovery_intervals=(0.1, 0.2),
 )
 
 
