@@ -346,7 +346,7 @@ def test_the_stream_of_a_deleted_listener_ends_and_the_page_says_so_until_it_joi
     for each in (page, tab):
         shows(each, "Connection", "ended")
         expect(entries(each)).to_have_text(ENDED)
-    page.wait_for_timeout(3_000)  # in which a browser would connect again
+    page.wait_for_timeout(1_500)  # in which a browser would connect again, which it does after a second
     assert asked == []
     assert listener_ids(shared_url) == []
 

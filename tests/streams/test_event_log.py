@@ -219,7 +219,7 @@ def test_a_log_that_can_not_be_read_gives_one_error_event_until_it_can_be(databa
         await asyncio.to_thread(until, lambda: log_of(database, "feed").waiting == 1)
         await asyncio.to_thread(rename_table, database, "sse_events", "elsewhere")
         log_of(database, "feed").watch.bump()
-        await asyncio.sleep(0.8)
+        await asyncio.sleep(0.4)  # in which the stream tries three times
         await asyncio.to_thread(rename_table, database, "elsewhere", "sse_events")
         await asyncio.to_thread(channel.broadcast, Message("n", 0))
         return await stream

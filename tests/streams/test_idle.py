@@ -23,6 +23,9 @@ if ERIC_SSE_2_0:
 from eric_sse.prefabs import SSEChannel
 
 from eric_sse_sql import SqlConnectionsFactory, SqlSSEChannel
+from eric_sse_sql.wakeups.watcher import FALLBACK_SECONDS
+
+IDLE_SECONDS = 1.1 * FALLBACK_SECONDS  # in which a stream that asked by itself would have asked
 
 
 def test_stopping_the_listener_ends_an_idle_stream(database: Database) -> None:
@@ -69,9 +72,9 @@ def test_idle_streams_cost_only_the_polls_of_one_thread(database: Database, stat
                 pass
 
         tasks = [asyncio.create_task(consume(listener)) for listener in listeners]
-        await asyncio.sleep(2)
+        await asyncio.sleep(1)
         seen = statements(database)
-        await asyncio.sleep(3)
+        await asyncio.sleep(IDLE_SECONDS)
         idle = list(seen)
         for listener in listeners:
             listener.stop()
@@ -80,7 +83,7 @@ def test_idle_streams_cost_only_the_polls_of_one_thread(database: Database, stat
 
     idle = run(main)
     assert all(statement.startswith("SELECT") for statement in idle)
-    assert len(idle) <= (20 if database.engine.url.database in (None, "", ":memory:") else 5)
+    assert len(idle) <= (15 if database.engine.url.database in (None, "", ":memory:") else 4)
 
 
 def test_an_idle_channel_of_eric_sse_costs_only_polls(database: Database, statements: Record) -> None:
@@ -91,9 +94,9 @@ def test_an_idle_channel_of_eric_sse_costs_only_polls(database: Database, statem
 
     async def main() -> tuple[int, list[Any]]:
         task = asyncio.create_task(events(channel, listener, 1))
-        await asyncio.sleep(1)
+        await asyncio.sleep(0.5)
         seen = statements(database)
-        await asyncio.sleep(1)
+        await asyncio.sleep(0.5)
         idle = len([statement for statement in seen if not statement.startswith("SELECT")])
         await asyncio.to_thread(queue.push, Message("n", 7))
         return idle, await task

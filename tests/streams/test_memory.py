@@ -114,7 +114,7 @@ def test_a_stream_holds_a_bounded_part_of_a_large_backlog(shared_url: URL, repla
         assert one["got"] == [0]
         assert one["grown"] < MOST
         # Where memory does not suffice, what is not delivered stays.
-        some = reader(shared_url, SPARE, 3)
+        some = reader(shared_url, SPARE, 1)
         if not replay_seconds:
             delivered = one["got"] + some["got"]
             queue = SqlQueue(database, queue_id)

@@ -27,8 +27,10 @@ from eric_sse.connection import Connection
 from eric_sse.listener import MessageQueueListener
 
 from eric_sse_sql import SqlSSEChannelRepository
+from eric_sse_sql.wakeups import presence
 
 END_SECONDS = 3.0  # two, and what a busy machine needs
+CHECK_SECONDS = 0.1  # instead of one
 LONG_AGO = {"sqlite": "datetime('now', '-1 hour')", "postgresql": "now() - interval '1 hour'"}
 
 
@@ -36,6 +38,11 @@ LONG_AGO = {"sqlite": "datetime('now', '-1 hour')", "postgresql": "now() - inter
 def database(shared_url: URL) -> Iterator[Database]:
     with Database(shared_url) as made:
         yield made
+
+
+@pytest.fixture
+def checked_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(presence, "CHECK_SECONDS", CHECK_SECONDS)
 
 
 @pytest.fixture
@@ -91,6 +98,7 @@ def pruned(repository: SqlSSEChannelRepository, listener_id: str) -> None:
     assert database.prune(older_than=timedelta(days=1), unseen_for=timedelta(minutes=5)).connections == 1
 
 
+@pytest.mark.usefixtures("checked_often")
 @pytest.mark.parametrize("replay_seconds", [0, 60])
 @pytest.mark.parametrize("delete", [deleted_channel, deleted_connection, removed_listener, pruned])
 def test_a_stream_ends_when_another_worker_has_deleted_its_listener(
@@ -101,18 +109,19 @@ def test_a_stream_ends_when_another_worker_has_deleted_its_listener(
 ) -> None:
     _, channel, (gone, kept) = made(database, 2, replay_seconds=replay_seconds)
 
+    found: dict[str, list[Any]] = {gone.id: [], kept.id: []}
+
     async def read(listener: MessageQueueListener) -> list[Any]:
-        return [event["data"] async for event in channel.message_stream(listener)]
+        async for event in channel.message_stream(listener):
+            found[listener.id].append(event["data"])
+        return found[listener.id]
 
     async def main() -> None:
         streams = [asyncio.create_task(read(listener)) for listener in (gone, kept)]
-        await asyncio.sleep(0.5)
         await asyncio.to_thread(channel.broadcast, Message("m", 1))
-        await asyncio.sleep(0.2)
+        await asyncio.to_thread(until, lambda: all(found.values()))
         await asyncio.to_thread(delete, elsewhere, gone.id)
-        began = time.monotonic()
         assert await streams[0] == [1]
-        assert time.monotonic() - began < END_SECONDS
         if delete is not deleted_channel:
             assert not streams[1].done()
             kept.stop()
@@ -159,7 +168,10 @@ def test_the_stream_of_a_queue_with_a_pop_of_its_own_ends_when_its_listener_is_d
         await asyncio.to_thread(channel.dispatch, listener.id, Message("m", 21))
         await asyncio.sleep(0.5)
         await asyncio.to_thread(elsewhere.delete, "c")
-        return await stream
+        began = time.monotonic()
+        found = await stream
+        assert time.monotonic() - began < END_SECONDS
+        return found
 
     assert run(main) == [42]
 
@@ -170,6 +182,7 @@ def streaming(database: Database) -> int:
         return int(connection.execute(text("SELECT streaming FROM sse_channel_overview")).scalar_one())
 
 
+@pytest.mark.usefixtures("checked_often")
 @pytest.mark.parametrize("replay_seconds", [0, 60])
 def test_the_view_of_channels_shows_how_many_connections_are_streamed(
     database: Database, replay_seconds: float
@@ -191,6 +204,7 @@ def test_the_view_of_channels_shows_how_many_connections_are_streamed(
     run(main)
 
 
+@pytest.mark.usefixtures("checked_often")
 @pytest.mark.parametrize("replay_seconds", [0, 60])
 def test_connections_that_nobody_has_streamed_for_a_time_are_deleted_with_all_that_is_theirs(
     database: Database, replay_seconds: float
