@@ -12,7 +12,7 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import pytest
-from sqlalchemy import URL, Connection, Engine, create_engine, make_url, text
+from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, make_url, text
 
 from eric_sse_sql import Database, SqlQueue, SqlStorageEngine
 from eric_sse_sql.contract import KvStorageEngine
@@ -94,11 +94,9 @@ def migrated_postgres(new_postgres: Callable[[], URL]) -> URL:
 
 
 @pytest.fixture(scope="session")
-def cleaning_engine(migrated_postgres: URL) -> Iterator[Engine]:
-    """An engine that empties the tables of the migrated Postgres database after each test."""
-    engine = create_engine(migrated_postgres)
-    yield engine
-    engine.dispose()
+def cleaning_engine(migrated_postgres: URL) -> Engine:
+    """An engine that empties the tables of the migrated Postgres database, and is connected only after each test."""
+    return create_engine(migrated_postgres, poolclass=NullPool)
 
 
 @pytest.fixture

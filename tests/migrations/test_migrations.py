@@ -28,6 +28,7 @@ from support.catalog import (
     REPOSITORY,
     address,
     alembic,
+    alembic_executable,
     catalog,
     catalog_on,
     connected,
@@ -82,7 +83,7 @@ def run_script(url: URL, sql: str) -> None:
 
 def test_the_alembic_command_upgrades_tells_and_downgrades(empty_url: URL) -> None:
     def run(*arguments: str) -> str:
-        return alembic(*arguments, ERIC_SSE_SQL_URL=address(empty_url))
+        return alembic_executable(*arguments, ERIC_SSE_SQL_URL=address(empty_url))
 
     run("upgrade", "head")
     assert tables(empty_url) == OURS

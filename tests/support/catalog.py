@@ -7,16 +7,20 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+from alembic import config
 from alembic.script import ScriptDirectory
 from sqlalchemy import URL, Connection, QueuePool, create_engine, text
 
 from eric_sse_sql import Database, migrations
 from eric_sse_sql.models import TABLE_NAMES
+from support.processes import FORK_SERVER
 
 HEAD = ScriptDirectory.from_config(migrations.config()).get_current_head()
 REPOSITORY = Path(__file__).parent.parent.parent
@@ -97,22 +101,46 @@ def without(version_table: str, what: Catalog) -> Catalog:
     return {kind: {row for row in rows if row[0] != version_table} for kind, rows in what.items()}
 
 
-def alembic(*arguments: str, folder: Path = REPOSITORY, fails: bool = False, **environment: str) -> str:
-    """What the command prints. It warns of nothing, and fails where it is expected to, without a traceback."""
+def alembic_executable(*arguments: str, **environment: str) -> str:
+    """What the executable prints. It warns of nothing, and does not fail."""
     assert ALEMBIC, "alembic is not installed beside this Python"
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("ERIC_SSE_SQL_")}
+    variables = {**_clean_environment(environment), "PYTHONWARNINGS": "error"}
     done = subprocess.run(
-        [ALEMBIC, *arguments],
-        cwd=folder,
-        env={**clean, "PYTHONWARNINGS": "error", **environment},
-        capture_output=True,
-        text=True,
-        timeout=60,
+        [ALEMBIC, *arguments], cwd=REPOSITORY, env=variables, capture_output=True, text=True, timeout=60
     )
-    printed = done.stdout + done.stderr
-    assert (done.returncode != 0) == fails, printed
-    assert "Traceback" not in printed, printed
-    return printed if fails else done.stdout
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def alembic(*arguments: str, folder: Path = REPOSITORY, fails: bool = False, **environment: str) -> str:
+    """What the command prints. It warns of nothing, and fails where it is expected to, without a traceback.
+
+    It runs in a forked process, where Alembic and SQLAlchemy are imported: the executable takes half a second longer.
+    """
+    with tempfile.TemporaryDirectory(prefix="essql-") as output:
+        work = arguments, folder, _clean_environment(environment), Path(output)
+        process = FORK_SERVER.Process(target=_run_alembic, args=work)
+        process.start()
+        process.join(60)
+        process.kill()
+        stdout, stderr = ((Path(output) / name).read_text() for name in ("stdout", "stderr"))
+    assert (process.exitcode != 0) == fails, stdout + stderr
+    assert "Traceback" not in stdout + stderr, stdout + stderr
+    return stdout + stderr if fails else stdout
+
+
+def _clean_environment(added: dict[str, str]) -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith("ERIC_SSE_SQL_")} | added
+
+
+def _run_alembic(arguments: tuple[str, ...], folder: Path, environment: dict[str, str], output: Path) -> None:
+    for descriptor, name in ((1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(output / name, os.O_WRONLY | os.O_CREAT), descriptor)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
+    warnings.simplefilter("error")
+    config.main(argv=arguments, prog="alembic")
 
 
 def connections_in_use(database: Database) -> int:

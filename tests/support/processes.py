@@ -29,9 +29,9 @@ from support.waiting import PATIENCE, until
 
 # A process is forked from a server that has imported the package and opened nothing: as new as a spawned one, which
 # takes most of a second to import it.
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(
-    ["eric_sse_sql", "sqlalchemy.dialects.sqlite", "sqlalchemy.dialects.postgresql.psycopg"]
+FORK_SERVER = multiprocessing.get_context("forkserver")
+FORK_SERVER.set_forkserver_preload(
+    ["eric_sse_sql", "alembic.config", "sqlalchemy.dialects.sqlite", "sqlalchemy.dialects.postgresql.psycopg"]
 )
 
 
@@ -82,7 +82,7 @@ def _opened(path: Path) -> Iterator[int]:
 @contextmanager
 def running(life: Callable[..., None], posts: list[Post], *arguments: Any) -> Iterator[list[BaseProcess]]:
     """A process at each post, all of them ready. What is left of them in the end is killed."""
-    processes = [_context.Process(target=_live, args=(life, post, *arguments), name=post.name) for post in posts]
+    processes = [FORK_SERVER.Process(target=_live, args=(life, post, *arguments), name=post.name) for post in posts]
     try:
         for process in processes:
             process.start()
