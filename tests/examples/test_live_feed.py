@@ -111,12 +111,26 @@ def broadcasting(url: URL) -> Iterator[tuple[Synchronized[int], Event]]:
         process.close()
 
 
-@pytest.fixture
-def browser() -> Iterator[Browser]:
+@pytest.fixture(scope="module")
+def launched() -> Iterator[Browser]:
     with sync_playwright() as playwright:
         launched = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET.split())
         yield launched
         launched.close()
+
+
+@pytest.fixture
+def browser(launched: Browser) -> Iterator[Browser]:
+    """A browser without windows, as the visitors of a test have windows of their own, which are closed after it."""
+    yield launched
+    for context in launched.contexts:
+        context.close()
+
+
+@pytest.fixture
+def server(shared_url: URL) -> Iterator[Server]:
+    with serving(shared_url, 1) as (started,):
+        yield started
 
 
 @pytest.fixture
@@ -281,9 +295,9 @@ def test_a_page_says_that_messages_are_missing_when_they_have_expired_or_cannot_
 
 
 def test_a_page_goes_on_where_it_was_after_the_database_has_failed(
-    shared_url: URL, servers: list[Server], browser: Browser
+    shared_url: URL, server: Server, browser: Browser
 ) -> None:
-    page = opened(browser, servers[0])
+    page = opened(browser, server)
     type_message(page, "before")
     shows_message(page, "before")
     with Database(shared_url) as database:
@@ -302,11 +316,11 @@ def test_a_page_goes_on_where_it_was_after_the_database_has_failed(
 
 
 def test_seven_tabs_of_a_browser_show_every_message_once_and_in_order_though_the_first_are_closed(
-    shared_url: URL, servers: list[Server], browser: Browser
+    shared_url: URL, server: Server, browser: Browser
 ) -> None:
-    tabs = [opened(browser, servers[0])]
+    tabs = [opened(browser, server)]
     while len(tabs) < 7:
-        tabs.append(opened(tabs[0].context, servers[0]))
+        tabs.append(opened(tabs[0].context, server))
     with broadcasting(shared_url) as (sent, is_over):
         for _ in range(2):
             for tab in tabs:
@@ -324,8 +338,8 @@ def test_seven_tabs_of_a_browser_show_every_message_once_and_in_order_though_the
     assert len(listener_ids(shared_url)) == 1
 
 
-def test_an_empty_page_says_what_to_do(servers: list[Server], browser: Browser) -> None:
-    page = opened(browser, servers[0])
+def test_an_empty_page_says_what_to_do(server: Server, browser: Browser) -> None:
+    page = opened(browser, server)
     hint = page.get_by_text("No messages yet. Type one below")
     expect(hint).to_be_visible()
     type_message(page, "the first one")

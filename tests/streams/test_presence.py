@@ -27,7 +27,7 @@ from eric_sse.connection import Connection
 from eric_sse.listener import MessageQueueListener
 
 from eric_sse_sql import SqlSSEChannelRepository
-from eric_sse_sql.wakeups import presence
+from eric_sse_sql.wakeups import poller, presence
 
 END_SECONDS = 3.0  # two, and what a busy machine needs
 CHECK_SECONDS = 0.1  # instead of one
@@ -43,6 +43,7 @@ def database(shared_url: URL) -> Iterator[Database]:
 @pytest.fixture
 def checked_often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(presence, "CHECK_SECONDS", CHECK_SECONDS)
+    monkeypatch.setattr(poller, "POLL_SECONDS", CHECK_SECONDS)
 
 
 @pytest.fixture
