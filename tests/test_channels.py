@@ -381,8 +381,9 @@ class ShopRepository(AbstractSqlChannelRepository):
 
 @pytest.mark.parametrize("replay_seconds", [0, 60])
 def test_a_channel_of_an_applications_own_class_is_live(
-    database: Database, statements: Record, replay_seconds: float
+    database: Database, statements: Record, replay_seconds: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(fanout, "EXPIRY_CHANCE", 0)
     repository = ShopRepository(database)
     made = repository.create({"channel_id": "c", "city": "Rome", "replay_seconds": replay_seconds})
     listener_id = [made.add_listener().id for _ in range(100)][50]

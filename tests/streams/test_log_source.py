@@ -7,7 +7,7 @@ import random
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import aclosing, suppress
+from contextlib import aclosing, contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -20,6 +20,7 @@ from eric_sse_sql import Database, SqlQueue
 from eric_sse_sql.contract import ERIC_SSE_2_0
 from support.catalog import rename_table, table_counts
 from support.channels import queue_of
+from support.databases import opened
 from support.waiting import DEADLINE, until
 
 if ERIC_SSE_2_0:
@@ -116,20 +117,41 @@ def test_two_streams_of_one_listener_get_every_message(feed: Feed) -> None:
     assert [payloads(events) for events in asyncio.run(main())] == [list(range(20))] * 2
 
 
-def test_expired_events_cause_a_reset(feed: Feed, database: Database) -> None:
-    feed.push(*range(5))
-    events = feed.read(5)
-    expire(database, "position <= 3")
-    assert payloads(feed.read(1, events[3]["id"])) == [4]
-    assert payloads(feed.read(3, events[2]["id"])) == ["reset", 3, 4]  # whether that is the event 3 of this log is gone
-    after = feed.read(3, events[0]["id"])
-    assert payloads(after) == ["reset", 3, 4]
-    assert after[0]["data"]  # a browser drops an event without data
+def test_events_that_have_expired_are_in_the_memory_of_a_worker_that_has_read_them(
+    feed: Feed, database: Database
+) -> None:
+    feed.push(*range(3))
+    events = feed.read(3)
     expire(database)
-    assert payloads(feed.read(1, events[3]["id"])) == ["reset"]
-    assert asyncio.run(is_silent(feed, events[4]["id"]))  # it has seen all that there was
-    feed.push(5)
-    assert payloads(feed.read(2, events[3]["id"])) == ["reset", 5]
+    assert payloads(feed.read(2, events[0]["id"])) == [1, 2]
+
+
+def test_expired_events_cause_a_reset(shared_url: URL) -> None:
+    with opened(shared_url) as database:
+        feed = Feed(database)
+        feed.push(*range(5))
+        events = feed.read(5)
+        expire(database, "position <= 3")
+        with elsewhere(feed) as other:
+            assert payloads(other.read(1, events[3]["id"])) == [4]
+            # Whether that is the event 3 of this log is gone.
+            assert payloads(other.read(3, events[2]["id"])) == ["reset", 3, 4]
+            after = other.read(3, events[0]["id"])
+            assert payloads(after) == ["reset", 3, 4]
+            assert after[0]["data"]  # a browser drops an event without data
+        expire(database)
+        with elsewhere(feed) as other:
+            assert payloads(other.read(1, events[3]["id"])) == ["reset"]
+            assert asyncio.run(is_silent(other, events[4]["id"]))  # it has seen all that there was
+            feed.push(5)
+            assert payloads(other.read(2, events[3]["id"])) == ["reset", 5]
+
+
+@contextmanager
+def elsewhere(feed: Feed) -> Iterator[Feed]:
+    """The same listener in another worker, which has read nothing of the log yet."""
+    with opened(feed.database.engine.url) as database:
+        yield Feed(database, listener_id=feed.listener_id)
 
 
 async def is_silent(feed: Feed, last_event_id: str) -> bool:
@@ -339,11 +361,14 @@ def test_streams_interrupted_200_times_are_contiguous_or_reset(shared: tuple[Dat
     assert resets < 200
 
 
-def test_a_stream_whose_last_events_have_expired_is_reset(feed: Feed, database: Database) -> None:
-    feed.push(0, 1)
-    events = feed.read(2)
-    expire(database)
-    assert payloads(feed.read(1, events[0]["id"])) == ["reset"]
+def test_a_stream_whose_last_events_have_expired_is_reset(shared_url: URL) -> None:
+    with opened(shared_url) as database:
+        feed = Feed(database)
+        feed.push(0, 1)
+        events = feed.read(2)
+        expire(database)
+        with elsewhere(feed) as other:
+            assert payloads(other.read(1, events[0]["id"])) == ["reset"]
 
 
 # Positions of connections
