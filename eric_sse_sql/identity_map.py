@@ -29,13 +29,14 @@ class HeldConnection:
     :param blobs: of both, as they are stored; None where they are not stored yet
     """
 
-    __slots__ = ("_state", "blobs", "connection", "cursor", "is_gone", "may_be_stored", "place")
+    __slots__ = ("_state", "blobs", "connection", "cursor", "is_gone", "is_removed", "may_be_stored", "place")
 
     def __init__(self, connection: Connection, blobs: Blobs | None) -> None:
         self.connection = connection
         self.blobs = blobs
         self.may_be_stored = blobs is not None  # True after a persist that an application commits or rolls back
-        self.is_gone = False  # whether it was removed from the channel object, or deleted by another process
+        self.is_removed = False  # whether it was removed from the channel object
+        self.is_gone = False  # whether it is held no more: removed, or deleted by another process
         self.cursor: LogCursor | None = None  # where the channel has a log, which the connection reads
         self.place: LogPlace | None = None  # in the log, where it was looked up
         self._state = None if blobs is None else _state(connection)
@@ -128,10 +129,12 @@ class IdentityMap:
     def reload(self, listener_id: str) -> HeldConnection | None:
         """The held connection of a listener, if it is still stored; else it is held no more. One statement."""
         assert self.store is not None
+        known = self._held.get(listener_id)
         loaded = self.store.find_connection(self._channel_id, listener_id)
         with self._lock:
             if loaded is None:
-                self._release(listener_id)
+                if known is not None:
+                    self.discard(known)
                 return None
             held = self._held.get(listener_id) or self._hold(loaded)
         if len(self._held) >= self._sweep_at:
@@ -142,10 +145,13 @@ class IdentityMap:
         """All connections of the channel, which are held from now on. One statement."""
         if self.store is None:
             return self.held()
+        with self._lock:  # first: one that another thread stores after the statement is not among the loaded ones
+            stored = [each for key, each in self._held.items() if key not in self._unstored]
         loaded = {each.connection.listener.id: each for each in self.store.held_connections(self._channel_id)}
         with self._lock:
-            for listener_id in [key for key in self._held if key not in self._unstored and key not in loaded]:
-                self._release(listener_id)  # deleted by another process
+            for each in stored:
+                if each.connection.listener.id not in loaded:
+                    self.discard(each)
             for listener_id, each in loaded.items():
                 if listener_id not in self._held and listener_id not in self._removed:
                     self._hold(each)
@@ -165,6 +171,7 @@ class IdentityMap:
         """
         held = self.find(listener_id)
         with self._lock:
+            held.is_removed = True
             self._release(listener_id)
             self._unstored.pop(listener_id, None)
             if held.may_be_stored:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
 
 import pytest
 
 from eric_sse_sql.contract import ERIC_SSE_2_0
+from support.catalog import table_counts
 from support.statements import Record
 
 if ERIC_SSE_2_0:
@@ -36,6 +38,28 @@ class Person(MessageQueueListener):
 
     name = ""
     tags: Any = ()
+
+
+class Slow(MessageQueueListener):
+    """A listener whose pickling, or unpickling, takes as long as a call of another thread, the first time."""
+
+    meanwhile: ClassVar[Callable[[], object] | None] = None
+
+    @classmethod
+    def wait(cls) -> None:
+        act, cls.meanwhile = cls.meanwhile, None
+        if act is not None:
+            thread = threading.Thread(target=act)
+            thread.start()
+            thread.join()
+
+    def __getstate__(self) -> dict[str, Any]:
+        self.wait()
+        return vars(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.wait()
+        vars(self).update(state)
 
 
 @pytest.fixture
@@ -155,6 +179,40 @@ def test_a_changed_listener_that_another_object_has_deleted_stays_deleted(databa
     for each in (channel, repository.load_one("c")):
         with pytest.raises(InvalidListenerException):
             each.get_listener(gone.id)
+
+
+@pytest.mark.parametrize("is_stored", [False, True])
+def test_a_listener_that_a_thread_removes_while_another_one_persists_is_deleted(
+    database: Database, is_stored: bool
+) -> None:
+    repository = SqlSSEChannelRepository(database)
+    channel = repository.create({"channel_id": "c"})
+    kept, removed = channel.add_listener(), Slow()
+    channel.register_listener(removed)
+    if is_stored:
+        repository.persist(channel)
+        removed.start()
+
+    def remove() -> None:
+        channel.remove_listener(removed.id)
+        repository.persist(channel)
+
+    Slow.meanwhile = remove
+    repository.persist(channel)
+    assert [each.listener.id for each in repository.load_one("c").get_connections()] == [kept.id]
+    assert table_counts(database)["kv_entries"] == 3  # of the channel, and of the listener and the queue that are left
+
+
+def test_a_listener_that_a_thread_persists_while_another_one_lists_all_stays_held(database: Database) -> None:
+    repository = SqlSSEChannelRepository(database)
+    made = repository.create({"channel_id": "c"})
+    made.register_listener(Slow())
+    repository.persist(made)
+    channel = repository.load_one("c")
+    added = channel.add_listener()
+    Slow.meanwhile = lambda: repository.persist(channel)
+    assert added in [each.listener for each in channel.get_connections()]
+    assert channel.get_listener(added.id) is added
 
 
 def test_a_new_channel_works_before_it_is_persisted(database: Database) -> None:

@@ -59,10 +59,11 @@ class _Changed(NamedTuple):
     held: HeldConnection
     row: dict[str, Any]
     objects: tuple[dict[str, Any], dict[str, Any]]
+    was_stored: bool  # before: another thread may store it meanwhile
 
     def is_deleted(self, stored_ids: set[str]) -> bool:
         """Whether it was stored, and another process has deleted it."""
-        return self.held.blobs is not None and self.held.connection.id not in stored_ids
+        return self.was_stored and self.held.connection.id not in stored_ids
 
 
 class ChannelStore:
@@ -269,10 +270,13 @@ class ChannelStore:
             self._executor.run_many(sql.UPSERT_CONNECTIONS, sorted(changed_rows, key=itemgetter("connection_id")))
             if channel.replay_seconds and changed_rows:
                 self._start([row["connection_id"] for row in changed_rows])
-            gone = sorted({*removed.values(), *others} - {each.connection.id for each in held.held()})
+            held.note_written(self, [each.held for each in changed])
+            # Among the written ones are those that another thread has removed since they were collected above. One that
+            # it removes from now on is among those that its next persist deletes.
+            written = (each.held.connection.id for each in changed if each.held.is_removed)
+            gone = sorted({*removed.values(), *others, *written} - {each.connection.id for each in held.held()})
             if gone:
                 self._run_all(sql.DELETE_CONNECTIONS, connection_ids=self._executor.dialect.list_value(gone))
-            held.note_written(self, [each.held for each in changed])
             self._executor.transactions.after_commit(
                 lambda: held.note_stored(
                     self,
@@ -288,13 +292,13 @@ class ChannelStore:
         for each in held.held():
             if each.is_known_unchanged:
                 continue
-            record = record_of(each.connection)
+            record, blobs = record_of(each.connection), each.blobs
             row = self._row(record.id, record, channel_id)
-            if each.cursor is not None and each.blobs is None:
+            if each.cursor is not None and blobs is None:
                 row["start_position"] = each.cursor.start
             objects = self._object_pair(row, record)
-            if each.blobs != _blobs(objects):
-                changed.append(_Changed(each, row, objects))
+            if blobs != _blobs(objects):
+                changed.append(_Changed(each, row, objects, was_stored=blobs is not None))
         return changed
 
     def persist_channel(
