@@ -6,7 +6,7 @@ READY := .venv/.dev
 # Interpreters that pyenv keeps off the PATH.
 PYENV_BINS := $(subst $(eval) ,:,$(wildcard $(HOME)/.pyenv/versions/3.1*/bin))
 
-.PHONY: help demo live test lint coverage bench test-matrix test-legs clean
+.PHONY: help demo live test lint coverage bench torture test-matrix test-legs clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -44,6 +44,9 @@ coverage: $(READY) ## which lines and branches the tests reach
 
 bench: $(READY) .venv/.bench ## measure against the raw drivers, and keep the figures; ARGS="compare --before PYTHON" for two versions
 	$(BIN)/python -m benchmarks $(ARGS)
+
+torture: $(READY) .venv/.torture ## kill, crash and cut everything, and count what is lost; ARGS="--short" for two minutes
+	$(BIN)/python -m torture $(ARGS)
 
 test-matrix: $(READY) ## the tests on every Python 3.10-3.13 found, both eric-sse, and the lowest dependencies
 	PATH="$(PYENV_BINS):$$PATH" $(BIN)/tox run $(ARGS)

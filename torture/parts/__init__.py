@@ -1,0 +1,1 @@
+"""The parts of the run: each module has one kind of fault."""
