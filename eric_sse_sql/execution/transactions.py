@@ -204,7 +204,8 @@ def _savepoint(connection: Connection) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        savepoint.rollback()
+        with repository_errors("the savepoint can't be rolled back"):
+            savepoint.rollback()
         raise
     with repository_errors("the savepoint can't be released"):
         savepoint.commit()

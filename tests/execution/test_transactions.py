@@ -51,6 +51,19 @@ def test_an_inner_transaction_is_rolled_back_without_the_outer_one(database: Dat
         storage.fetch_one("inner")
 
 
+def test_a_savepoint_that_is_gone_is_a_repository_error(database: Database) -> None:
+    storage = SqlStorageEngine(database)
+    with (
+        pytest.raises(RepositoryError, match="the savepoint can't be rolled back"),
+        database.transaction(),
+        database.transaction(),
+    ):
+        database.connection().exec_driver_sql("ROLLBACK")
+        raise ApplicationError
+    storage.upsert("next", 1)
+    assert storage.fetch_one("next") == 1
+
+
 def test_an_uncommitted_transaction_is_invisible_to_others(shared_url: URL) -> None:
     with Database(shared_url) as database, Database(shared_url) as other:
         with database.transaction():
