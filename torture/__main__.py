@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import signal
 import sys
 import time
@@ -16,7 +17,7 @@ from benchmarks.harness.machine import describe_machine
 from torture.cluster import cluster
 from torture.databases import POSTGRES, SQLITE, Bench
 from torture.outcome import Outcome
-from torture.parts import crashes, kills, leaks
+from torture.parts import crashes, failing_calls, kills, leaks
 from torture.report import line, markdown
 from torture.sizes import SIZES
 
@@ -26,6 +27,7 @@ PARTS: dict[str, Part] = {
     "kills": kills.run,
     "crashes": crashes.run,
     "leaks": leaks.run,
+    "failing-calls": failing_calls.run,
 }
 DATABASES = {"sqlite": SQLITE, "postgres": POSTGRES}
 
@@ -50,6 +52,7 @@ def main() -> int:
     chosen = {name: part for name, part in PARTS.items() if name in (options.part or PARTS)}
     databases = tuple(DATABASES[name] for name in options.database)
     is_complete = len(chosen) == len(PARTS) and len(databases) == len(DATABASES) and options.size == "full"
+    logging.getLogger("eric_sse_sql").setLevel(logging.ERROR)  # hides the warning of each fault
     signal.signal(signal.SIGALRM, _give_up)
     signal.signal(signal.SIGTERM, _give_up)
     signal.alarm(SIZES[options.size].limit_seconds)

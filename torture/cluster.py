@@ -101,9 +101,9 @@ class Cluster:
         """How libpq connects."""
         return f"host=127.0.0.1 port={self.port} user=postgres dbname={database}"
 
-    def url(self, database: str) -> str:
-        """How the package connects."""
-        return f"postgresql+psycopg://postgres@127.0.0.1:{self.port}/{database}"
+    def url(self, database: str, port: int | None = None) -> str:
+        """How the package connects, by default to the server itself."""
+        return f"postgresql+psycopg://postgres@127.0.0.1:{port or self.port}/{database}"
 
     def connect(self, database: str = "postgres") -> psycopg.Connection[Any]:
         """A connection in autocommit."""
