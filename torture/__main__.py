@@ -17,7 +17,7 @@ from benchmarks.harness.machine import describe_machine
 from torture.cluster import cluster
 from torture.databases import POSTGRES, SQLITE, Bench
 from torture.outcome import Outcome
-from torture.parts import crashes, failing_calls, kills, leaks
+from torture.parts import crashes, failing_calls, failover, fuzz, kills, leaks, network
 from torture.report import line, markdown
 from torture.sizes import SIZES
 
@@ -26,8 +26,11 @@ Part = Callable[[Bench], Iterator[Outcome]]
 PARTS: dict[str, Part] = {
     "kills": kills.run,
     "crashes": crashes.run,
+    "failover": failover.run,
+    "network": network.run,
     "leaks": leaks.run,
     "failing-calls": failing_calls.run,
+    "fuzz": fuzz.run,
 }
 DATABASES = {"sqlite": SQLITE, "postgres": POSTGRES}
 

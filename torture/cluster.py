@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -73,6 +74,9 @@ class Cluster:
     def standby(self, name: str, port: int | None = None) -> Cluster:
         """A standby, started, to which every commit of this server is now synchronous."""
         other = Cluster(self.folder, name, port)
+        other.data.chmod(0o700)
+        if self._server.system_user:
+            shutil.chown(other.data, self._server.system_user)
         self._run("pg_basebackup", "-D", other.data, "-d", f"{self.conninfo()} application_name={name}", "-R", "-X",
                   "stream", "-c", "fast", "--no-sync")  # fmt: skip
         other.configure(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import create_engine, text
+from sqlalchemy import Connection, create_engine, text
 
 from eric_sse_sql import Database
 from torture.cluster import Cluster
@@ -35,12 +35,22 @@ class Target:
     cluster: Cluster | None = None
     database: str = ""
 
-    def rows(self, sql: str, **values: Any) -> list[Any]:
-        """The result of a statement, on a connection of its own that no fault concerns."""
+    def rows(self, sql: str) -> list[Any]:
+        """The result of a query, on a connection of its own that no fault concerns."""
+        with self._connected() as connection:
+            return list(connection.execute(text(sql)))
+
+    def execute(self, sql: str) -> None:
+        """Execute a statement in the same way."""
+        with self._connected() as connection:
+            connection.execute(text(sql))
+
+    @contextmanager
+    def _connected(self) -> Iterator[Connection]:
         engine = create_engine(self.direct_url)
         try:
             with engine.begin() as connection:
-                return list(connection.execute(text(sql), values))
+                yield connection
         finally:
             engine.dispose()
 
