@@ -304,6 +304,7 @@ def psycopg_conninfo(url: str) -> str:
     """A URL of SQLAlchemy, of one host or several, as psycopg takes it."""
     engine = create_engine(url)
     _, arguments = engine.dialect.create_connect_args(engine.url)
+    arguments.pop("context", None)  # SQLAlchemy's adapters, which are no part of an address
     return psycopg.conninfo.make_conninfo(**arguments)
 
 

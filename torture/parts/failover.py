@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 
 import psycopg
@@ -20,6 +21,7 @@ from torture.outcome import Outcome
 from torture.parts.crashes import PROBE_SECONDS, report_recovery
 
 MAX_RATIO = 1.2  # of the standstill of the package's pushes to that of psycopg's inserts
+FAILOVER_SECONDS = 20  # within which a failover is over
 PACKAGE, DRIVER = "push", "insert"  # the processes that are compared
 
 
@@ -93,6 +95,6 @@ def _back_at(url: str) -> float:
 
 
 def _standstill(path: Path, at: float) -> float:
-    """The time between the last success before a fault and the first one after it."""
-    times = [line.seconds for line in lines(path) if line.what == DONE]
-    return min(each for each in times if each > at) - max(each for each in times if each <= at)
+    """The longest time between two successes after the server was told to stop."""
+    times = [line.seconds for line in lines(path) if line.what == DONE and at < line.seconds < at + FAILOVER_SECONDS]
+    return max(later - earlier for earlier, later in pairwise(times))
