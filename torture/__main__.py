@@ -17,7 +17,7 @@ from benchmarks.harness.machine import describe_machine
 from torture.cluster import cluster
 from torture.databases import POSTGRES, SQLITE, Bench
 from torture.outcome import Outcome
-from torture.parts import crashes, failing_calls, failover, fuzz, kills, leaks, network
+from torture.parts import crashes, failing_calls, failover, fuzz, kills, leaks, network, pooler, preload
 from torture.report import line, markdown
 from torture.sizes import SIZES
 
@@ -31,6 +31,8 @@ PARTS: dict[str, Part] = {
     "leaks": leaks.run,
     "failing-calls": failing_calls.run,
     "fuzz": fuzz.run,
+    "preload": preload.run,
+    "pooler": pooler.run,
 }
 DATABASES = {"sqlite": SQLITE, "postgres": POSTGRES}
 

@@ -75,8 +75,8 @@ class Cluster:
         """A standby, started, to which every commit of this server is now synchronous."""
         other = Cluster(self.folder, name, port)
         other.data.chmod(0o700)
-        if self._server.system_user:
-            shutil.chown(other.data, self._server.system_user)
+        if self.system_user:
+            shutil.chown(other.data, self.system_user)
         self._run("pg_basebackup", "-D", other.data, "-d", f"{self.conninfo()} application_name={name}", "-R", "-X",
                   "stream", "-c", "fast", "--no-sync")  # fmt: skip
         other.configure(
@@ -114,6 +114,12 @@ class Cluster:
         return psycopg.connect(self.conninfo(database), autocommit=True)
 
     @property
+    def system_user(self) -> str | None:
+        """The user that runs the server, which root may not; None for that of this process."""
+        user: str | None = self._server.system_user
+        return user
+
+    @property
     def version(self) -> str:
         """The name and version of the server."""
         with self.connect() as connection:
@@ -135,7 +141,7 @@ class Cluster:
         # The server inherits the output, which therefore must not be a pipe that is read to its end.
         subprocess.run(
             [self._server.bin_path / program, *map(str, arguments)],
-            user=self._server.system_user,
+            user=self.system_user,
             cwd="/",
             check=True,
             timeout=60,
