@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from eric_sse_sql.codec import PickleCodec
 from eric_sse_sql.contract import ERIC_SSE_2_0
 from eric_sse_sql.database import Database
+from eric_sse_sql.errors import OutcomeUnknown
 from eric_sse_sql.queues import BlockingSqlQueue, SqlConnectionsFactory, SqlQueue
 from eric_sse_sql.repositories import (
     ChannelRepository,
@@ -20,6 +21,7 @@ __all__ = [
     "ConnectionRepository",
     "Database",
     "ListenerRepository",
+    "OutcomeUnknown",
     "PickleCodec",
     "QueueRepository",
     "SqlConnectionsFactory",

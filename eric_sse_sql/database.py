@@ -152,6 +152,7 @@ class Database(PersistentReference):
 
         An exception rolls it back. Inside another one, or inside :meth:`join`, it is a savepoint.
 
+        :raises OutcomeUnknown: when the connection breaks before the reply to COMMIT: all of it was written, or none
         :raises RepositoryError: when it can't begin, or can't commit: then nothing was written
         """
         self.check_open()

@@ -138,6 +138,21 @@ _OTHER_ADVICE = (
 )
 
 
+class OutcomeUnknown(RepositoryError):
+    """The outcome of a call is not known: the connection broke after its statement, or its COMMIT, was sent, and before
+    the server's reply was received. It may have been done, wholly, or not at all.
+
+    Only calls that write raise it, with the driver's exception as its cause.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the connection broke before the server had replied, so that the outcome is unknown: the call may have "
+            "been done, wholly, or not at all. Look whether it was, or repeat it: a message is added once if it is "
+            "pushed again with the message_id of the first call, and what is stored or deleted may be so again"
+        )
+
+
 class repository_errors:
     """Context manager that turns any other exception into ``RepositoryError``, with the exception as its cause.
 
@@ -161,8 +176,13 @@ class repository_errors:
     ) -> None:
         if not isinstance(error, Exception) or isinstance(error, _ERIC_SSE_EXCEPTIONS):
             return
-        cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
+        cause = driver_error(error)
         raise RepositoryError(f"{self.action}: {_advice(cause)}") from cause
+
+
+def driver_error(error: BaseException) -> BaseException:
+    """The driver's exception behind one of SQLAlchemy's; any other exception itself."""
+    return error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
 
 
 def _advice(error: BaseException) -> str:

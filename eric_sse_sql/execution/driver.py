@@ -58,13 +58,19 @@ class Driver(Protocol):
         """Give the connection its settings back, before it returns to the pool."""
 
     def fetch(self, connection: DriverConnection, compiled: Compiled, values: Any) -> Sequence[Row]:
-        """Run a statement on the driver's cursor, in a transaction of its own. All its rows."""
+        """Run a statement on the driver's cursor, in a transaction of its own. All its rows.
+
+        :raises OutcomeUnknown: when the connection breaks before the reply to a statement that writes
+        """
 
     def needs_transaction(self, compiled: Compiled) -> bool:
         """Whether a single statement that goes through the engine runs in a transaction of :meth:`begin`."""
 
     def fetch_through_engine(self, compiled: Compiled, values: Any) -> Sequence[Row]:
-        """Run a statement through SQLAlchemy, in a transaction of its own. All its rows."""
+        """Run a statement through SQLAlchemy, in a transaction of its own. All its rows.
+
+        :raises OutcomeUnknown: as :meth:`fetch`
+        """
 
     def is_closed(self, connection: Any) -> bool:
         """Whether the server has closed a driver's connection, as far as the client knows without a round trip."""
@@ -86,6 +92,7 @@ class Driver(Protocol):
     def commit(self, connection: Connection) -> None:
         """Commit the transaction of :meth:`begin`.
 
+        :raises OutcomeUnknown: when the connection breaks before the reply
         :raises RepositoryError: when a statement in it has failed, so that the database can only roll it back
         """
 

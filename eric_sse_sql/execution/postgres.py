@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping, MutableMapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any, cast
 
 from eric_sse.exception import RepositoryError
@@ -39,6 +39,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import aliased
 
+from eric_sse_sql.errors import OutcomeUnknown, driver_error
 from eric_sse_sql.execution.dialect import Construct, Dialect
 from eric_sse_sql.execution.driver import CommitSignal, DriverConnection
 from eric_sse_sql.execution.statement import Compiled, Row, fetch_rows, notification
@@ -331,10 +332,15 @@ class PostgresDriver:
         if self._prepares and session.expire_plans():
             connection.driver.execute(DISCARD_PLANS)
         cursor = session.cursor or _cursor(connection.driver)
-        if session.is_read_committed:
-            cursor.execute(compiled.sql, values)
-        else:
-            _execute_in_read_committed(connection.driver, cursor, compiled.sql, values)
+        try:
+            if session.is_read_committed:
+                cursor.execute(compiled.sql, values)
+            else:
+                _execute_in_read_committed(connection.driver, cursor, compiled.sql, values)
+        except Exception as error:
+            if compiled.writes and connection.driver.closed:
+                raise OutcomeUnknown from error
+            raise
         rows: Sequence[Row] = cursor.fetchall() if cursor.rownumber is not None else ()
         session.cursor = cursor if len(rows) < 2 else None  # a cursor keeps its rows until the next execute
         return rows
@@ -347,11 +353,14 @@ class PostgresDriver:
             try:
                 session = _Session.enter_autocommit(connection.connection)
                 self._discard_old_plans(connection.connection)
-                if session.is_read_committed:
-                    connection.begin()
-                else:
+                if not session.is_read_committed:
                     connection = self._begin(connection)
-                rows = fetch_rows(connection, compiled, values)
+                    rows = fetch_rows(connection, compiled, values)
+                    self.commit(connection)
+                    return rows
+                connection.begin()
+                with _outcome_known(connection) if compiled.writes else nullcontext():
+                    rows = fetch_rows(connection, compiled, values)
                 connection.commit()
                 return rows
             finally:
@@ -366,8 +375,9 @@ class PostgresDriver:
         return False
 
     def is_broken(self, error: BaseException, connection: Any) -> bool:
-        # After an interrupt, the statement may be executing still.
-        return not isinstance(error, Exception) or self.engine.dialect.is_disconnect(cast(Any, error), connection, None)
+        if isinstance(error, OutcomeUnknown) or not isinstance(error, Exception):
+            return True  # after an interrupt, the statement may be executing still
+        return self.engine.dialect.is_disconnect(cast(Any, error), connection, None)
 
     def is_null_refused(self, error: BaseException) -> bool:
         return getattr(error, "sqlstate", None) == "23502"
@@ -423,7 +433,8 @@ class PostgresDriver:
                 "a statement of the transaction has failed, so that Postgres can only roll it back; let the error of "
                 "that statement leave the block"
             )
-        connection.commit()
+        with _outcome_known(connection):
+            connection.commit()
 
     def roll_back(self, connection: Connection) -> None:
         # SQLAlchemy rolls nothing back where an event listener has stopped a commit.
@@ -475,6 +486,21 @@ class PostgresDriver:
             cursor.close()
 
 
+@contextmanager
+def _outcome_known(connection: Connection) -> Iterator[None]:
+    """
+    :raises OutcomeUnknown: in the place of an error, where the connection breaks in the block
+    """
+    driver: Any = connection.connection.driver_connection
+    was_closed = driver.closed
+    try:
+        yield
+    except Exception as error:
+        if driver.closed and not was_closed:
+            raise OutcomeUnknown from driver_error(error)
+        raise
+
+
 def _check_statements(engine: Engine) -> None:
     dialect: Any = engine.dialect
     if dialect.paramstyle not in ("pyformat", "format"):
@@ -500,7 +526,8 @@ def _execute_in_read_committed(connection: Any, cursor: Any, sql: str, values: A
             cursor.execute(sql, values)
             connection.execute("COMMIT")
     except Exception:
-        connection.rollback()
+        if not connection.closed:
+            connection.rollback()
         raise
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 from sqlalchemy import Connection, Engine, Integer, Text, bindparam, func, select
 
 from eric_sse_sql.execution.dialect import Construct, Dialect
+
+_WRITES = re.compile(r"\b(INSERT INTO|DELETE FROM|SET) ")  # in a common table expression, too
 
 Row = Sequence[Any]  # as a driver returns it; the modules of ``sql`` give each result a NamedTuple
 
@@ -19,7 +22,7 @@ class Compiled:
 
     def __init__(self, sql: str, names: Sequence[str], constants: Mapping[str, Any]) -> None:
         self.sql = sql
-        self.writes = not sql.startswith("SELECT")
+        self.writes = _WRITES.search(sql) is not None
         self._names = tuple(names)
         self._constants = constants  # values that the statement brings itself
 
