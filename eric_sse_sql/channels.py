@@ -11,17 +11,18 @@ from typing import Any, cast
 
 from eric_sse.connection import Connection, ConnectionsFactory, InMemoryConnectionsFactory
 from eric_sse.entities import AbstractChannel
-from eric_sse.exception import NoMessagesException
+from eric_sse.exception import NoMessagesException, RepositoryError
 from eric_sse.listener import MessageQueueListener
 from eric_sse.message import Message, MessageContract
 from eric_sse.prefabs import SSEChannel
 from eric_sse.queues import Queue
 
 from eric_sse_sql.arguments import YEAR_SECONDS, validate_number, validate_type
-from eric_sse_sql.database import MAX_AGE
+from eric_sse_sql.database import MAX_AGE, Database
 from eric_sse_sql.fanout import Fanout, LocalFanout, LogFanout, QueueFanout
 from eric_sse_sql.identity_map import HeldConnection, IdentityMap
 from eric_sse_sql.keys import validate_key
+from eric_sse_sql.message_ids import Recipient, add_once
 from eric_sse_sql.queues import BlockingSqlQueue, SqlConnectionsFactory, SqlQueue
 from eric_sse_sql.streams.event_log import log_of
 from eric_sse_sql.streams.log_source import LogSource
@@ -129,16 +130,20 @@ class SqlChannel(AbstractChannel, ABC):
 
     # Messages
 
-    def dispatch(self, listener_id: str, msg: MessageContract) -> None:
-        """Give a message to one listener. One statement; two the first time, where the codec signs.
+    def dispatch(self, listener_id: str, msg: MessageContract, message_id: str | None = None) -> None:
+        """Give a message to one listener. One statement; two the first time, where the codec signs. With an id, it is
+        a transaction of these and another one.
 
+        :param message_id: with one, the call may be repeated: nothing is done where the listener got a dispatch of the
+            same id before, and ``Database.prune`` has not forgotten it since
+        :raises OutcomeUnknown: when the message may have been given, and may not
         :raises InvalidListenerException: when the channel has no such listener any more; no queue has the message then
         :raises RepositoryError: when the message can't be stored
         """
         self.identity_map.check(listener_id)
-        self._fanout().dispatch(listener_id, msg)
+        self._once("listener", listener_id, message_id, lambda: self._fanout().dispatch(listener_id, msg))
 
-    def broadcast(self, msg: MessageContract) -> None:
+    def broadcast(self, msg: MessageContract, message_id: str | None = None) -> None:
         """Give a message to each listener of the channel, in any process: to all or to none. One statement, in which
         the message travels once; two, where the codec signs and there is no log.
 
@@ -147,9 +152,25 @@ class SqlChannel(AbstractChannel, ABC):
         With ``replay_seconds``, it is one row in the channel's log, which stays locked until the transaction that it is
         part of is committed: other messages for the channel wait.
 
+        :param message_id: with one, the call may be repeated: nothing is done where the channel got a broadcast of the
+            same id before, and ``Database.prune`` has not forgotten it since. Queues that get it by their own ``push``
+            and keep it outside of the database get it once more, if the first call has failed after that
+        :raises OutcomeUnknown: when the message may have been given, and may not
         :raises RepositoryError: when the message can't be stored
         """
-        self._fanout().broadcast(msg)
+        self._once("channel", "", message_id, lambda: self._fanout().broadcast(msg))
+
+    def _once(self, recipient: str, listener_id: str, message_id: str | None, add: Callable[[], None]) -> None:
+        if message_id is None:
+            add()
+            return
+        database = self._database
+        if database is None:
+            raise RepositoryError(
+                "a message_id is remembered in a database, and this channel is in none: persist it first, or make it "
+                "with a SqlConnectionsFactory"
+            ) from ValueError("message_id")
+        add_once(database, Recipient(recipient, self.id, listener_id), message_id, add)
 
     def deliver_next(self, listener_id: str) -> MessageContract:
         """The next message of a listener that is started: removed from its queue, and given to its ``on_message``.
@@ -255,14 +276,18 @@ class SqlChannel(AbstractChannel, ABC):
         return event if event_id is None else {**event, "id": event_id}
 
     def _fanout(self) -> Fanout:
-        held, factory = self.identity_map, self._connections_factory
-        database = None if held.store is None else held.store.database
-        if self.replay_seconds:
-            if database is None and isinstance(factory, SqlConnectionsFactory):
-                database = factory.database
-            if database is not None:
-                return LogFanout(log_of(database, self.id), held)
-        return LocalFanout(held) if database is None else QueueFanout(database, self.id, held)
+        held, database = self.identity_map, self._database
+        if self.replay_seconds and database is not None:
+            return LogFanout(log_of(database, self.id), held)
+        return LocalFanout(held) if held.store is None else QueueFanout(held.store.database, self.id, held)
+
+    @property
+    def _database(self) -> Database | None:
+        """Where the channel is stored, or its connections will be."""
+        store, factory = self.identity_map.store, self._connections_factory
+        if store is not None:
+            return store.database
+        return factory.database if isinstance(factory, SqlConnectionsFactory) else None
 
     @property
     def _connections_factory(self) -> ConnectionsFactory:

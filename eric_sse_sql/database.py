@@ -22,7 +22,7 @@ from eric_sse_sql.execution.engines import are_same_database, driver_of, open_en
 from eric_sse_sql.execution.executor import Executor
 from eric_sse_sql.execution.options import check_engine_options
 from eric_sse_sql.execution.statement import Statement
-from eric_sse_sql.sql import connections, events, messages, pruning
+from eric_sse_sql.sql import connections, events, message_ids, messages, pruning
 from eric_sse_sql.wakeups.background import Background, background_of
 from eric_sse_sql.wakeups.expiry import EXPIRED_PAGE, expire
 from eric_sse_sql.wakeups.publisher import Publisher
@@ -40,6 +40,7 @@ class Pruned(NamedTuple):
     connections: int  # that were not streamed for a time
     set_aside: int  # messages of such queues that could not be decoded
     events: int  # that their channel's log has kept long enough
+    message_ids: int  # that were remembered for messages
 
 
 class Database(PersistentReference):
@@ -204,10 +205,13 @@ class Database(PersistentReference):
         without any connection, are among them. Events that their log has kept long enough are deleted, too, and what is
         left of the logs of channels that are not stored.
 
-        A transaction deletes at most a thousand messages or events, or a thousand connections with all that is theirs.
+        The ids of messages that were added with a ``message_id`` are forgotten: the same id adds a message again.
 
-        :param older_than: the age, on the clock of the database, below which a message stays: connections may be
-            persisted after the first message. From 0 to 365,000 days
+        A transaction deletes at most a thousand messages, events or ids, or a thousand connections with all that is
+        theirs.
+
+        :param older_than: the age, on the clock of the database, below which a message stays, since connections may be
+            persisted after the first message, and the id of a message is remembered. From 0 to 365,000 days
         :param unseen_for: how long no stream of a connection was alive, or, of one that was never streamed, how long it
             is stored; such connections are deleted with their messages, listeners and queues. By default, none are
         :returns: how many rows were deleted
@@ -224,7 +228,8 @@ class Database(PersistentReference):
             set_aside = self._prune_rows(pruning.SET_ASIDE, age, 0)
             expired = self._prune_events()
             self._prune_rows(pruning.LOGS, age, "")
-        return Pruned(orphans, gone, set_aside, expired)
+            forgotten = self._prune_message_ids(age)
+        return Pruned(orphans, gone, set_aside, expired, forgotten)
 
     def _age(self, name: str, age: timedelta) -> Any:
         validate_type(name, age, timedelta, "write timedelta(days=7), for example")
@@ -240,6 +245,13 @@ class Database(PersistentReference):
             if len(page) < PRUNE_ROWS:
                 return deleted
             after = max(page)
+
+    def _prune_message_ids(self, age: Any) -> int:
+        deleted, page = 0, PRUNE_ROWS
+        while page == PRUNE_ROWS:
+            page = len(self.executor.run(message_ids.FORGET, age=age, count=PRUNE_ROWS))
+            deleted += page
+        return deleted
 
     def _prune_events(self) -> int:
         deleted, after = 0, ""

@@ -9,6 +9,7 @@ import uuid
 from eric_sse.exception import RepositoryError
 
 MAX_KEY_BYTES = 1024  # of UTF-8; a Postgres index row holds at most about 2,700 bytes
+MAX_MESSAGE_ID_BYTES = 255  # of UTF-8: it is indexed together with two ids
 
 # Namespaces of the objects that make up channels and connections. Applications must not use them for their own entries.
 # eric-sse 2.0 stores a listener and a queue under its own id, eric-sse 2.1 under the id of its connection.
@@ -49,3 +50,16 @@ def validate_key(what: str, key: str) -> str:
             size
         )
     return key
+
+
+def validate_message_id(message_id: str) -> str:
+    """Return the id of a message unchanged if it can be stored.
+
+    :raises RepositoryError: when it is empty or longer than 255 bytes of UTF-8, and as :func:`validate_key`
+    """
+    size = len(validate_key("a message id", message_id).encode())
+    if not 0 < size <= MAX_MESSAGE_ID_BYTES:
+        raise RepositoryError(
+            f"a message id must be from 1 to {MAX_MESSAGE_ID_BYTES} bytes of UTF-8, not {size}"
+        ) from ValueError(size)
+    return message_id

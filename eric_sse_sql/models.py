@@ -146,6 +146,20 @@ class SetAsideRow(Base):
     set_aside_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.current_timestamp())
 
 
+class MessageIdRow(Base):
+    """The id that an application has given to a message. No foreign key, as for messages."""
+
+    __tablename__ = "sse_message_ids"
+
+    owner_id: Mapped[str] = mapped_column(KeyText, primary_key=True)  # id of the queue or of the channel
+    message_id: Mapped[str] = mapped_column(KeyText, primary_key=True)  # the id of the message
+    listener_id: Mapped[str] = mapped_column(KeyText, primary_key=True)  # of a dispatch; otherwise empty
+    recipient: Mapped[str] = mapped_column(Text, primary_key=True)  # "queue", "channel" or "listener"
+    created_at: Mapped[datetime] = mapped_column(  # when the message was added
+        DateTime(timezone=True), server_default=func.current_timestamp(), index=True
+    )
+
+
 class EventRow(Base):
     """An event in the log of a channel: a broadcast, or a dispatch to one listener."""
 

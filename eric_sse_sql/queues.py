@@ -23,6 +23,7 @@ from eric_sse_sql.database import Database
 from eric_sse_sql.errors import repository_errors
 from eric_sse_sql.execution.statement import Row, Statement
 from eric_sse_sql.keys import new_id, validate_key
+from eric_sse_sql.message_ids import Recipient, add_once, new_ids
 from eric_sse_sql.sql import messages
 from eric_sse_sql.sql.messages import LeasedMessage, TakenMessage
 from eric_sse_sql.wakeups.queue_watch import QueueWatch
@@ -148,11 +149,17 @@ class SqlQueue(PersistableQueue):
             and not self._database.in_transaction()
         )
 
-    def push(self, message: MessageContract) -> None:
-        """Add a message at the end. One statement.
+    def push(self, message: MessageContract, message_id: str | None = None) -> None:
+        """Add a message at the end. One statement; with an id, a transaction of two.
 
+        :param message_id: with one, the call may be repeated: nothing is added where the queue got a message of the
+            same id before, and ``Database.prune`` has not forgotten it since
+        :raises OutcomeUnknown: when the message may have been added, and may not
         :raises RepositoryError: when the message can't be stored, or could not be read back
         """
+        if message_id is not None:
+            add_once(self._database, self._recipient, message_id, lambda: SqlQueue.push(self, message))
+            return
         if self.log is not None:
             self.log.push(message)
             return
@@ -160,15 +167,20 @@ class SqlQueue(PersistableQueue):
         with repository_errors("the message can't be pushed"):
             self._database.publisher.publish(messages.PUSH, [self._queue_id], **row)
 
-    def push_many(self, many: Iterable[MessageContract]) -> None:
-        """Add messages at the end, in their order: all or none. One statement.
+    def push_many(self, many: Iterable[MessageContract], message_ids: Iterable[str] | None = None) -> None:
+        """Add messages at the end, in their order: all or none. One statement; with ids, two.
 
+        :param message_ids: one for each message, as for :meth:`push`: those that the queue got before are left out
+        :raises OutcomeUnknown: when they may have been added, and may not
         :raises RepositoryError: when one of them can't be stored, or could not be read back
         """
         if not isinstance(many, Iterable):
             raise RepositoryError(
                 f"push_many() takes a list of messages, not {kind_of(many)}; push() takes one"
             ) from TypeError(kind_of(many))
+        if message_ids is not None:
+            self._push_new(list(many), list(message_ids))
+            return
         if self.log is not None:
             with self._database.transaction():
                 for message in many:
@@ -177,6 +189,25 @@ class SqlQueue(PersistableQueue):
         rows = [self._row(message) for message in many]
         with repository_errors("the messages can't be pushed"), self._database.transaction():
             self._database.publisher.publish_many(messages.PUSH_MANY, [self._queue_id], rows)
+
+    def _push_new(self, many: Sequence[MessageContract], message_ids: Sequence[str]) -> None:
+        """Push those messages whose ids the queue has not got before."""
+        if len(many) != len(message_ids):
+            raise RepositoryError(
+                f"push_many() takes one message id for each message, not {len(message_ids)} for {len(many)}"
+            ) from ValueError("message_ids")
+        with repository_errors("the messages can't be pushed"), self._database.transaction():
+            new = new_ids(self._database, self._recipient, message_ids)
+            pushed = []
+            for message_id, message in zip(message_ids, many, strict=True):
+                if message_id in new:
+                    new.remove(message_id)  # of several messages with one id, the first is pushed
+                    pushed.append(message)
+            SqlQueue.push_many(self, pushed)
+
+    @property
+    def _recipient(self) -> Recipient:
+        return Recipient("queue", self._queue_id)
 
     def pop(self) -> MessageContract:
         """Remove the first message and return it. One statement; none where the queue is known to be empty.

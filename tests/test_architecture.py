@@ -24,6 +24,7 @@ LAYERS = (
     {"sql"},
     {"wakeups"},
     {"database"},
+    {"message_ids"},
     {"queues", "storage"},
     {"streams"},
     {"identity_map"},

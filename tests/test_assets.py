@@ -181,7 +181,7 @@ def test_a_lease_lasts_as_long_as_it_was_asked_for(database: Database) -> None:
 
 
 def test_pruning_deletes_the_messages_of_a_queue_that_is_neither_stored_nor_connected(database: Database) -> None:
-    assert database.prune(older_than=LONG_AGO) == (len(shop.messages()), 0, 0, 0)
+    assert database.prune(older_than=LONG_AGO) == (len(shop.messages()), 0, 0, 0, 0)
     depths = {queue_id: len(SqlQueue(database, queue_id)) for queue_id in ("stock", "worklist", "queue of unassigned")}
     assert depths == {"stock": 0, "worklist": 2, "queue of unassigned": 1}
 

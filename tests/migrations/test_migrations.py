@@ -22,7 +22,7 @@ from sqlalchemy import URL, Engine, create_engine, event, text
 from sqlalchemy.orm import Session
 
 from eric_sse_sql import Database, SqlStorageEngine, migrations
-from eric_sse_sql.models import TABLE_NAMES, Base, ChannelRow, ConnectionRow, KvEntry, MessageRow
+from eric_sse_sql.models import TABLE_NAMES, Base, ChannelRow, ConnectionRow, KvEntry, MessageIdRow, MessageRow
 from support.catalog import (
     HEAD,
     REPOSITORY,
@@ -218,7 +218,7 @@ def test_on_postgres_keys_are_ordered_by_bytes_and_messages_are_vacuumed_as_a_qu
     columns = {(table, name): rest for table, name, *rest in found["columns"] if table in TABLE_NAMES}
     numbers = {("sse_messages", "id"), ("sse_set_aside_messages", "id")}
     ids = {(table, name) for table, name in columns if name.endswith(("id", "key"))} - numbers
-    assert len(ids) == 14
+    assert len(ids) == 17
     assert {at for at, (kind, collation, *_) in columns.items() if (kind, collation) == ("text", "C")} == ids
     assert columns["sse_messages", "id"] == ["bigint", None, "NO", None, "BY DEFAULT"]
     assert {at for at, (_, _, nullable, *_) in columns.items() if nullable == "YES"} == {
@@ -245,6 +245,7 @@ def test_on_sqlite_keys_are_ordered_by_bytes_and_no_message_id_comes_twice(tmp_p
         *(("sse_connections", column) for column in ("listener_key", "queue_id", "queue_key")),
         *(("sse_events", column) for column in ("channel_id", "listener_id", "position")),
         *(("sse_messages", column) for column in ("queue_id", "id")),
+        ("sse_message_ids", "created_at"),
         ("sse_set_aside_messages", "queue_id"),
     }
     times = {(table, name): rest for table, name, *rest in found["columns"] if name.endswith("_at")}
@@ -254,7 +255,7 @@ def test_on_sqlite_keys_are_ordered_by_bytes_and_no_message_id_comes_twice(tmp_p
         ("sse_set_aside_messages", "created_at"),
     }
     assert {at for at, rest in times.items() if rest != ["DATETIME", 1, "CURRENT_TIMESTAMP", 0]} == without_default
-    assert len(times) == 13
+    assert len(times) == 14
 
 
 def fill(url: URL) -> None:
@@ -272,6 +273,7 @@ def fill(url: URL) -> None:
                 )
             )
         session.add_all(MessageRow(queue_id=queue, message_type="t", message=b"m") for queue in ("q1", "q1", "q3"))
+        session.add(MessageIdRow(owner_id="q1", message_id="m", listener_id="", recipient="queue"))
         session.commit()
 
 

@@ -60,7 +60,7 @@ POSTGRES = {
         WHERE relnamespace = quote_ident(current_schema())::regnamespace AND relkind = 'r'
     """,
 }
-RARE_TABLES = {"sse_events", "sse_event_logs", "sse_set_aside_messages"}
+RARE_TABLES = {"sse_events", "sse_event_logs", "sse_message_ids", "sse_set_aside_messages"}
 Catalog = dict[str, set[tuple[Any, ...]]]
 
 
