@@ -25,7 +25,7 @@ from eric_sse_sql.execution.statement import Row, Statement
 from eric_sse_sql.keys import new_id, validate_key
 from eric_sse_sql.message_ids import Recipient, add_once, new_ids
 from eric_sse_sql.sql import messages
-from eric_sse_sql.sql.messages import LeasedMessage, TakenMessage
+from eric_sse_sql.sql.messages import LeasedMessage, StoredMessage, TakenMessage
 from eric_sse_sql.wakeups.queue_watch import QueueWatch
 from eric_sse_sql.wakeups.watcher import FALLBACK_SECONDS
 
@@ -243,25 +243,28 @@ class SqlQueue(PersistableQueue):
             return sorted(map(TakenMessage._make, rows), key=attrgetter("id"))
 
     def put_back(self, rows: Iterable[TakenMessage], since: float | None = None) -> None:
-        """Put messages that were taken, and not delivered, back to their places. One statement.
+        """Put messages that were taken, and not delivered, back to their places. Two statements.
 
-        It may be repeated: a message that is back already stays once.
+        It may be repeated: a message that is back already stays once. Where another message has the number of one,
+        since the database has begun to number from the beginning again, it goes to the end of the queue.
 
         :param since: when they were taken from the queue of a stored connection, on the clock of time.monotonic():
             nothing is put back where the connection was deleted, or the queue was cleared, since then
         """
-        taken = [
-            validate_type("each row", row, TakenMessage, "put back what take() returned")._asdict() for row in rows
-        ]
+        taken = [validate_type("each row", row, TakenMessage, "put back what take() returned") for row in rows]
         if not taken:
             return
         executor = self._database.executor
+        ids = executor.dialect.list_value([str(row.id) for row in taken])
         with repository_errors("the messages can't be put back"), self._database.transaction():
             if since is not None:
                 age = executor.dialect.seconds_value(since - time.monotonic())
                 if not executor.run(messages.IS_STILL_THERE, queue_id=self._queue_id, age=age):
                     return
-            self._database.publisher.publish_many(messages.PUT_BACK, [self._queue_id], taken)
+            self._database.publisher.publish_many(messages.PUT_BACK, [self._queue_id], [row._asdict() for row in taken])
+            stored = {row.id: row for row in map(StoredMessage._make, executor.run(messages.OF_IDS, ids=ids))}
+            displaced = [row for row in taken if stored.get(row.id, row.identity) != row.identity]
+            executor.run_many(messages.PUT_AT_END, [row._asdict() for row in displaced])
 
     def set_aside(self, row: TakenMessage, error: RepositoryError) -> None:
         """Keep a message that was taken and can't be decoded apart, with the reason. One statement, and one log line.

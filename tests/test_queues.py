@@ -277,3 +277,20 @@ def test_a_factory_connects_listeners_to_queues_of_its_class(database: Database,
     assert one.listener is listener and other.listener.id != listener.id
     assert type(one.queue) is type(other.queue) is queue_class
     assert len({one.id, other.id}) == len({one.queue.id, other.queue.id}) == 2
+
+
+def test_a_message_whose_number_another_one_has_got_goes_back_to_the_end(database: Database) -> None:
+    queue, other = SqlQueue(database), SqlQueue(database)
+    queue.push_many(Message("m", n) for n in range(3))
+    taken = queue.take(3)
+    restart_at = {
+        "postgresql": f"ALTER TABLE sse_messages ALTER COLUMN id RESTART WITH {taken[-1].id}",
+        "sqlite": f"UPDATE sqlite_sequence SET seq = {taken[-1].id - 1} WHERE name = 'sse_messages'",
+    }
+    with database.engine.begin() as connection:
+        connection.execute(text(restart_at[database.engine.dialect.name]))
+    other.push(Message("m", "other"))
+    queue.push(Message("m", 3))
+    queue.put_back(taken)
+    assert drain(other) == ["other"]
+    assert drain(queue) == [0, 1, 3, 2]

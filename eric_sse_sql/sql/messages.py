@@ -6,10 +6,12 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
+    BigInteger,
     Text,
     and_,
     bindparam,
     case,
+    cast,
     delete,
     exists,
     func,
@@ -40,6 +42,11 @@ class TakenMessage(NamedTuple):
     created_at: datetime | str  # as the driver returns it: text on SQLite
     delivery_count: int
 
+    @property
+    def identity(self) -> StoredMessage:
+        """What tells it from every other message."""
+        return StoredMessage(self.id, self.queue_id, self.created_at)
+
 
 class LeasedMessage(NamedTuple):
     """A message on a lease."""
@@ -49,7 +56,16 @@ class LeasedMessage(NamedTuple):
     delivery_count: int
 
 
+class StoredMessage(NamedTuple):
+    """What tells a message from every other one, also where the database numbers messages from the beginning again."""
+
+    id: int
+    queue_id: str
+    created_at: datetime | str
+
+
 WHOLE_ROW = {column: column for column in TakenMessage._fields}
+WITHOUT_ID = {column: column for column in TakenMessage._fields if column != "id"}
 SET_ASIDE_ROW = {**WHOLE_ROW, "reason": "reason"}
 
 
@@ -184,6 +200,22 @@ def _put_back(sql: Dialect) -> Construct:
     return sql.insert_rows(MessageRow, WHOLE_ROW).on_conflict_do_nothing(index_elements=[MessageRow.id])
 
 
+def _put_at_end(sql: Dialect) -> Construct:
+    return sql.insert_rows(MessageRow, WITHOUT_ID)
+
+
+def _of_ids(sql: Dialect) -> Construct:
+    """The messages with the bound ids: the columns of :class:`StoredMessage`."""
+    ids = select(cast(sql.unnest("ids").subquery().c[0], BigInteger).label("id")).subquery("ids")
+    columns = [getattr(MessageRow, column) for column in StoredMessage._fields]
+    return select(*columns).where(sql.looked_up_rows(MessageRow.id, ids))
+
+
+def _locked_of_ids(sql: Dialect) -> Construct:
+    """The same, locked. It fails where another transaction, which may delete one of them, has not ended."""
+    return _of_ids(sql).with_for_update(nowait=True, of=MessageRow)
+
+
 def _is_still_there(sql: Dialect) -> Construct:
     """A row, if a stored connection has the queue, which was not cleared since the messages were taken."""
     uncleared = or_(ConnectionRow.cleared_at.is_(None), ConnectionRow.cleared_at < sql.now("age"))
@@ -270,6 +302,9 @@ DELETE_SET_ASIDE = Statement(_delete_set_aside)
 COUNT_SET_ASIDE = Statement(_count_set_aside)
 NOTE_CLEARED = Statement(_note_cleared)
 PUT_BACK = NotifyingStatement.of(_put_back)
+PUT_AT_END = Statement(_put_at_end)
+OF_IDS = Statement(_of_ids)
+LOCKED_OF_IDS = Statement(_locked_of_ids)
 WITH_MESSAGES = Statement(_with_messages)
 NOTIFY = Statement(_notify)
 LEASE = Statement(_lease)
