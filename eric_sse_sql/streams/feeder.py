@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from itertools import islice
 from operator import attrgetter
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from eric_sse.exception import RepositoryError
 
@@ -16,11 +18,15 @@ from eric_sse_sql.errors import repository_errors
 from eric_sse_sql.execution import fork
 from eric_sse_sql.queues import MAX_TAKEN_BYTES
 from eric_sse_sql.sql import messages
-from eric_sse_sql.sql.messages import TakenMessage
+from eric_sse_sql.sql.messages import StoredMessage, TakenMessage
 from eric_sse_sql.streams.idle import Waiter, end
 
 BATCH = 100  # messages of a queue that are taken at once, at most
 QUEUES = 1000  # queues of one statement, at most
+SETTLE_SECONDS = 10.0  # for which a take in doubt is looked up while no stream asks for messages
+SETTLE_PAUSE = 0.1  # seconds between two look-ups
+
+logger = logging.getLogger("eric_sse_sql")
 
 
 class Receiver(Protocol):
@@ -53,11 +59,25 @@ class Receiver(Protocol):
         """Return what was received and not delivered to the queue."""
 
 
+class _Take(NamedTuple):
+    """Messages that were taken by one statement, for their streams."""
+
+    of_receivers: list[tuple[Receiver, list[TakenMessage]]]
+    taken_at: float  # on the clock of time.monotonic()
+
+    @property
+    def rows(self) -> list[TakenMessage]:
+        """All messages."""
+        return [row for _, rows in self.of_receivers for row in rows]
+
+
 class Feeder:
     """Takes messages for the streams of a database in this process. Threads and event loops may share it.
 
     A statement takes at most a hundred messages of each queue, of 8 MiB together, and the first of each queue first.
-    It is committed once this process has the rows: whatever fails before, the messages stay in their queues.
+    It is committed once this process has the rows: whatever fails before, the messages stay in their queues. Where the
+    reply to COMMIT is lost, the take is in doubt: its messages are kept, and delivered as soon as they are found to
+    have left the table. Until then, their queues are not asked for later ones.
 
     :param database: where the queues are
     """
@@ -71,6 +91,7 @@ class Feeder:
     _lock: threading.Lock
     _waiting: dict[Receiver, Waiter]
     _receivers: set[Receiver]  # those that have asked for messages, until they end
+    _in_doubt: list[_Take]  # the thread that runs has it alone
     _is_running: bool
 
     def request(self, receiver: Receiver, waiter: Waiter) -> None:
@@ -111,39 +132,84 @@ class Feeder:
         self._lock = threading.Lock()
         self._waiting = {}
         self._receivers = set()
+        self._in_doubt = []
         self._is_running = False
 
     def _run(self) -> None:
+        give_up = time.monotonic() + SETTLE_SECONDS
         while True:
             with self._lock:
                 batch = dict(islice(self._waiting.items(), QUEUES))
                 for receiver in batch:
                     del self._waiting[receiver]
-                if not batch:
+                if not batch and (not self._in_doubt or time.monotonic() > give_up):
                     self._is_running = False
-                    return
-            for receiver in batch:
-                receiver.prepare()
-            taken_at = time.monotonic()
-            by_queue: dict[str, list[TakenMessage]] = {}
-            refused: list[tuple[Receiver, list[TakenMessage]]] = []
+                    lost = sum(len(take.rows) for take in self._in_doubt)
+                    break
+            error = self._settle()
+            if batch:
+                self._serve(batch, error)
+                give_up = time.monotonic() + SETTLE_SECONDS
+            elif error is not None:
+                time.sleep(SETTLE_PAUSE)
+        if lost:
+            logger.error("%d messages were fetched for streams that have ended, and can't be looked up", lost)
+
+    def _serve(self, batch: dict[Receiver, Waiter], error: RepositoryError | None) -> None:
+        """Take messages for some streams, and end their waits.
+
+        :param error: why it is not known which takes in doubt were committed
+        """
+        in_doubt = {row.queue_id for take in self._in_doubt for row in take.rows}
+        _fail({receiver: waiter for receiver, waiter in batch.items() if receiver.queue_id in in_doubt}, error)
+        served = {receiver: waiter for receiver, waiter in batch.items() if receiver.queue_id not in in_doubt}
+        if not served:
+            return
+        for receiver in served:
+            receiver.prepare()
+        taken_at, by_queue = time.monotonic(), dict[str, list[TakenMessage]]()
+        failure: BaseException | None = None
+        is_more = True
+        try:
+            is_more = self._take({receiver.queue_id for receiver in served}, by_queue)
+        except BaseException as raised:
+            failure = raised
+        # Of several streams of a queue, one gets its messages.
+        take = _Take([(receiver, by_queue.pop(receiver.queue_id, [])) for receiver in served], taken_at)
+        if failure is None:
+            ended = _hand_over(take, is_more)
+            end(served.values())
+            _refuse(ended, taken_at)
+            return
+        if take.rows:
+            self._in_doubt.append(take)
+            self._settle()
+        _fail(served, failure)
+
+    def _settle(self) -> RepositoryError | None:
+        """Deliver the messages of takes in doubt that were committed, and forget those of the others, which are in
+        their queues still. The error where that can't be told yet."""
+        while self._in_doubt:
+            take = self._in_doubt[0]
             try:
-                is_more = self._take({receiver.queue_id for receiver in batch}, by_queue)
-            except BaseException as error:
-                # The transaction may be committed, and only the reply lost. What is in its queue still stays once.
-                refused.extend((receiver, by_queue.pop(receiver.queue_id, [])) for receiver in batch)
-                for receiver in batch:
-                    receiver.receive([], is_more=True)
-                end(batch.values(), error)
-            else:
-                for receiver in batch:
-                    rows = by_queue.pop(receiver.queue_id, [])  # of several streams of a queue, one gets them
-                    if not receiver.receive(rows, is_more=is_more or len(rows) == BATCH):
-                        refused.append((receiver, rows))
-                end(batch.values())
-            for receiver, rows in refused:  # before the next batch, which would get later messages of the same queues
-                with suppress(RepositoryError):  # which was logged
-                    receiver.refuse(rows, taken_at)
+                is_committed = self._is_committed(take)
+            except RepositoryError as error:
+                return error
+            del self._in_doubt[0]
+            if is_committed:
+                _refuse(_hand_over(take, is_more=True), take.taken_at)
+        return None
+
+    def _is_committed(self, take: _Take) -> bool:
+        """Whether a take was committed: none of its messages is in the table any more.
+
+        :raises RepositoryError: while its transaction has not ended, and for any fault of the database
+        """
+        executor = self._database.executor
+        ids = executor.dialect.list_value([str(row.id) for row in take.rows])
+        with repository_errors("the messages that were taken can't be looked up"):
+            stored = set(map(StoredMessage._make, executor.run(messages.LOCKED_OF_IDS, ids=ids)))
+        return stored.isdisjoint(row.identity for row in take.rows)
 
     def _take(self, queue_ids: set[str], by_queue: dict[str, list[TakenMessage]]) -> bool:
         """Take messages, by their queue. Whether queues may have more than fit into a batch."""
@@ -159,6 +225,32 @@ class Feeder:
             for row in rows:
                 by_queue.setdefault(row.queue_id, []).append(row)
         return sum(len(row.message) for row in rows) >= MAX_TAKEN_BYTES
+
+
+def _hand_over(take: _Take, is_more: bool) -> list[tuple[Receiver, list[TakenMessage]]]:
+    """Give the messages of a take to its streams. Those of streams that have ended.
+
+    :param is_more: whether all queues may have more of them
+    """
+    return [
+        (receiver, rows)
+        for receiver, rows in take.of_receivers
+        if not receiver.receive(rows, is_more=is_more or len(rows) == BATCH)
+    ]
+
+
+def _fail(waiting: Mapping[Receiver, Waiter], error: BaseException | None) -> None:
+    """End the waits of streams, which may ask again."""
+    for receiver in waiting:
+        receiver.receive([], is_more=True)
+    end(waiting.values(), error)
+
+
+def _refuse(ended: list[tuple[Receiver, list[TakenMessage]]], taken_at: float) -> None:
+    """Return the messages of streams that have ended, before later messages of the same queues are taken."""
+    for receiver, rows in ended:
+        with suppress(RepositoryError):  # which was logged
+            receiver.refuse(rows, taken_at)
 
 
 def feeder_of(database: Database) -> Feeder:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from contextlib import aclosing, suppress
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, aclosing, suppress
 from typing import Any
 
 import pytest
 from eric_sse.message import Message
-from sqlalchemy import URL, event
+from sqlalchemy import URL, event, text
 
 from eric_sse_sql import Database
+from support.cutting_proxy import COMMIT, CuttingProxy
 from support.databases import opened
 from support.forking import fork, forking
 from support.queues import drain
@@ -23,30 +26,134 @@ def test_a_fetch_whose_commit_has_no_reply_loses_no_message_and_doubles_none(dat
     connections = [connected(database) for _ in range(3)]
     for _, _, queue in connections:
         queue.push_many(Message("n", n) for n in range(5))
-    replies = iter([False])
-
-    def lose_the_reply(connection: Any) -> None:
-        if threading.current_thread().name.startswith("eric_sse_sql stream") and not next(replies, True):
-            connection.connection.driver_connection.commit()
-            raise ConnectionError("the reply is lost")
-
-    event.listen(database.engine, "commit", lose_the_reply)
+    lost = lose_first_reply(database, commit)
 
     async def main() -> list[list[Any]]:
-        return list(await asyncio.gather(*(numbers(channel, listener) for channel, listener, _ in connections)))
-
-    async def numbers(channel: Any, listener: Any) -> list[Any]:
-        found: list[Any] = []
-        async with aclosing(channel.message_stream(listener)) as stream:
-            async for each in stream:
-                found.extend([each["data"]] if each["event"] == "n" else [])
-                if found[-1:] == [4]:
-                    break
-        return found
+        return list(await asyncio.gather(*(numbers(channel, listener, 4) for channel, listener, _ in connections)))
 
     assert run(main) == [[0, 1, 2, 3, 4]] * 3
-    assert next(replies, None) is None
+    assert lost
     assert [len(queue) for _, _, queue in connections] == [0, 0, 0]
+
+
+def lose_first_reply(database: Database, reply: Callable[[Any], None]) -> list[bool]:
+    """Lose the reply to the first COMMIT of a fetch: a function decides what becomes of its transaction."""
+    lost: list[bool] = []
+
+    def lose(connection: Any) -> None:
+        if threading.current_thread().name.startswith("eric_sse_sql stream") and not lost:
+            lost.append(True)
+            reply(connection)
+            raise ConnectionError("the reply is lost")
+
+    event.listen(database.engine, "commit", lose)
+    return lost
+
+
+def commit(connection: Any) -> None:
+    connection.connection.driver_connection.commit()
+
+
+async def numbers(channel: Any, listener: Any, last: int) -> list[Any]:
+    """The messages of a stream, up to a last one."""
+    found: list[Any] = []
+    async with aclosing(channel.message_stream(listener)) as stream:
+        async for each in stream:
+            found.extend([each["data"]] if each["event"] == "n" else [])
+            if found[-1:] == [last]:
+                break
+    return found
+
+
+def test_a_fetch_that_was_rolled_back_without_a_reply_is_repeated(database: Database) -> None:
+    channel, listener, queue = connected(database)
+    queue.push_many(Message("n", n) for n in range(5))
+    lost = lose_first_reply(database, lambda connection: None)
+    assert run(lambda: numbers(channel, listener, 4)) == [0, 1, 2, 3, 4]
+    assert lost and drain(queue) == []
+
+
+def test_a_fetch_in_doubt_outlasts_an_outage_of_the_database(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eric_sse_sql.streams.source.PUT_BACK_SECONDS", 0.1)
+    channel, listener, queue = connected(database)
+    queue.push_many(Message("n", n) for n in range(5))
+    outage_ends: list[float] = []
+
+    def begin_outage(connection: Any) -> None:
+        commit(connection)
+        outage_ends.append(time.monotonic() + 1)
+
+    def fail(*arguments: object) -> None:
+        if outage_ends and time.monotonic() < outage_ends[0]:
+            raise ConnectionError("the database can't be reached")
+
+    lose_first_reply(database, begin_outage)
+    event.listen(database.engine, "before_cursor_execute", fail)
+    assert run(lambda: numbers(channel, listener, 4)) == [0, 1, 2, 3, 4]
+    assert drain(queue) == []
+
+
+def test_a_fetch_in_doubt_goes_back_where_its_stream_has_ended_meanwhile(database: Database) -> None:
+    channel, listener, queue = connected(database)
+    queue.push_many(Message("n", n) for n in range(5))
+    may_go_on = threading.Event()
+
+    def hold(connection: Any) -> None:
+        commit(connection)
+        assert may_go_on.wait(DEADLINE)
+
+    lost = lose_first_reply(database, hold)
+
+    async def main() -> None:
+        task = asyncio.create_task(events(channel, listener, 1))
+        await asyncio.to_thread(until, lambda: lost)
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+        may_go_on.set()
+        await asyncio.to_thread(until, lambda: len(queue) == 5)
+
+    run(main)
+    assert drain(queue) == [0, 1, 2, 3, 4]
+
+
+def test_a_fetch_whose_transaction_has_not_ended_is_in_doubt_until_it_has(migrated_postgres: URL) -> None:
+    with opened(migrated_postgres) as database, opened(migrated_postgres) as other, ExitStack() as stack:
+        channel, listener, queue = connected(database)
+        queue.push_many(Message("n", n) for n in range(5))
+        committed: list[float] = []
+
+        def go_on_elsewhere(connection: Any) -> None:
+            connection.connection.driver_connection.rollback()
+            is_deleted = threading.Event()
+
+            def delete() -> None:
+                with other.transaction():
+                    other.connection().execute(text("DELETE FROM sse_messages"))
+                    is_deleted.set()
+                    time.sleep(0.5)
+                committed.append(time.monotonic())
+
+            thread = threading.Thread(target=delete)
+            thread.start()
+            stack.callback(thread.join)
+            assert is_deleted.wait(DEADLINE)
+
+        lose_first_reply(database, go_on_elsewhere)
+        assert run(lambda: numbers(channel, listener, 4)) == [0, 1, 2, 3, 4]
+        assert committed and drain(queue) == []
+
+
+def test_a_reply_to_commit_that_is_lost_on_its_way_loses_no_message(migrated_postgres: URL) -> None:
+    with CuttingProxy(migrated_postgres) as proxy, opened(proxy.url) as database:
+        channel, listener, queue = connected(database)
+        queue.push_many(Message("n", n) for n in range(100))
+        proxy.lose_reply_to(COMMIT)
+        assert run(lambda: numbers(channel, listener, 99)) == list(range(100))
+        assert proxy.has_lost_reply
+        assert drain(queue) == []
 
 
 def test_a_stream_that_ends_while_its_messages_are_fetched_does_not_keep_others_from_theirs(
