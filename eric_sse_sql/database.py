@@ -167,6 +167,9 @@ class Database(PersistentReference):
         transactions before. A call that fails leaves the transaction as it was, and usable. On SQLite the transaction
         takes the write lock at once, unless the application has begun it already.
 
+        In a two-phase transaction nothing notifies, since Postgres refuses to prepare what has: other waits find its
+        messages within a second of its commit.
+
         In asyncio, join inside ``AsyncSession.run_sync``, the session that it gives.
 
         :param bind: a session or connection on the same database, with psycopg's own or its asyncio driver on Postgres,

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from eric_sse.exception import RepositoryError
-from sqlalchemy import Connection
+from sqlalchemy import Connection, TwoPhaseTransaction
 
 from eric_sse_sql.errors import repository_errors
 from eric_sse_sql.execution.driver import Driver
@@ -67,6 +67,11 @@ class Transactions:
         """Whether this thread and task are in a transaction of the application, whose end is not seen here."""
         current = self._current()
         return current is not None and current.after_commit is None
+
+    def is_two_phase(self) -> bool:
+        """Whether this thread and task are in a transaction that ends with PREPARE TRANSACTION."""
+        current = self.current()
+        return current is not None and isinstance(current.get_transaction(), TwoPhaseTransaction)
 
     def fetch(self, compiled: Compiled, values: Any) -> Sequence[Row] | None:
         """Run a statement in the open transaction. All its rows; None where no transaction is open.

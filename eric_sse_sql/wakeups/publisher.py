@@ -102,8 +102,12 @@ class Publisher:
         throttle, transactions = self._throttle, self._executor.transactions
         if throttle is None:
             return run(statement.plain, {})
+        is_joined = transactions.is_joined()
+        # Postgres does not prepare a transaction that has notified: those that wait ask once a second.
+        if is_joined and transactions.is_two_phase():
+            return run(statement.plain, {})
         # The end of a transaction of the application is not seen here, so that each statement in it notifies.
-        if throttle.take_leading_edge() or transactions.is_joined():
+        if is_joined or throttle.take_leading_edge():
             return run(statement.notifying, {"notify_channel": NOTIFY_CHANNEL, "notify_topics": payload_of(topics())})
         result = run(statement.plain, {})
         transactions.after_commit(lambda: throttle.notify_at_trailing_edge(topics(), self._notify))
