@@ -7,6 +7,7 @@ from typing import Any
 
 from eric_sse_sql.execution import fork
 from eric_sse_sql.execution.driver import Driver, DriverConnection
+from eric_sse_sql.execution.pool import FairPool
 from eric_sse_sql.execution.statement import Compiled, Row
 
 
@@ -28,6 +29,8 @@ class PinnedConnections:
         self._owns_pool = owns_pool
         self._size = driver.pinned_connections
         self._pinned: list[DriverConnection] = []
+        if owns_pool and isinstance(self._engine.pool, FairPool):
+            self._engine.pool.reclaim = self.release
 
     def fetch(self, compiled: Compiled, values: tuple[Any, ...]) -> Sequence[Row] | None:
         """Run a statement in a transaction of its own. All its rows; None where the driver's connection can't be used
@@ -65,12 +68,14 @@ class PinnedConnections:
         return None
 
     def checkin(self, connection: DriverConnection) -> None:
-        """Keep a connection for the next call, or return it to the pool."""
+        """Keep a connection for the next call, or return it to the pool, where another thread may wait for it."""
         if self._size == 0:
             self._return(connection)
             return
         self._pinned.append(connection)
-        if len(self._pinned) > self._size and (surplus := self._pop()) is not None:
+        # In this order: a thread that begins to wait in between has the pinned connections returned.
+        is_surplus = len(self._pinned) > self._size or self._is_awaited()
+        if is_surplus and (surplus := self._pop()) is not None:
             self._return(surplus)
 
     def discard(self, connection: DriverConnection) -> None:
@@ -94,6 +99,10 @@ class PinnedConnections:
         """Abandon the pinned connections: they are the parent's."""
         fork.abandon(self._pinned)
         self._pinned = []
+
+    def _is_awaited(self) -> bool:
+        pool = self._engine.pool
+        return isinstance(pool, FairPool) and pool.is_awaited
 
     def _pop(self) -> DriverConnection | None:
         """A pinned connection that can be used, if there is one."""

@@ -42,6 +42,7 @@ from sqlalchemy.orm import aliased
 from eric_sse_sql.errors import OutcomeUnknown, driver_error
 from eric_sse_sql.execution.dialect import Construct, Dialect
 from eric_sse_sql.execution.driver import CommitSignal, DriverConnection
+from eric_sse_sql.execution.pool import FairPool
 from eric_sse_sql.execution.statement import Compiled, Row, fetch_rows, notification
 
 ADVISORY_CLASS = 0x65726963  # the first key of every advisory lock: any number, the same in every process
@@ -63,7 +64,7 @@ def make_engine(url: URL, options: Mapping[str, Any], *, through_proxy: bool) ->
     arguments: dict[str, Any] = {name: value for name, value in NOTICE_VANISHED.items() if name not in url.query}
     if through_proxy:
         arguments["prepare_threshold"] = None
-    engine = create_engine(url, connect_args=arguments, **options)
+    engine = create_engine(url, poolclass=FairPool, connect_args=arguments, **options)
     _check_query(engine)
     return engine
 

@@ -1,9 +1,8 @@
-"""How long callers wait on SQLite: to write a read-only file, and for the one connection of a database in memory."""
+"""How long callers wait on SQLite: to write a read-only file, and to open a locked one."""
 
 from __future__ import annotations
 
 import sqlite3
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, TimeoutError
@@ -15,8 +14,6 @@ from eric_sse.exception import RepositoryError
 from eric_sse.message import Message
 
 from eric_sse_sql import Database, SqlQueue, SqlStorageEngine
-
-THREADS, SECONDS = 20, 3.0
 
 
 @pytest.mark.parametrize("journal_mode", ["delete", "wal"])
@@ -74,27 +71,3 @@ def test_opening_a_locked_file_waits_for_the_end_of_the_lock(tmp_path: Path, loc
                 connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in ("journal_mode", "busy_timeout")
             ]
         assert pragmas == ["wal", 30_000]
-
-
-def test_no_thread_waits_long_for_the_only_connection_of_a_database_in_memory() -> None:
-    longest, errors = [0.0] * THREADS, []
-    end = time.monotonic() + SECONDS
-
-    def work(number: int) -> None:
-        queue = SqlQueue(database, str(number))
-        try:
-            while (began := time.monotonic()) < end:
-                queue.push(Message("m"))
-                longest[number] = max(longest[number], time.monotonic() - began)
-        except RepositoryError as error:
-            errors.append(error)
-
-    with Database("sqlite://") as database:
-        database.upgrade()
-        threads = [threading.Thread(target=work, args=(number,)) for number in range(THREADS)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(60)
-    assert errors == []
-    assert max(longest) < 1
