@@ -134,12 +134,14 @@ class Database(PersistentReference):
     def check(self) -> None:
         """Do nothing, if the tables are those of this release.
 
-        :raises RepositoryError: when they are missing or older, with the command to run, or newer
+        :raises RepositoryError: when they are missing or older, with the command to run, or newer; and when a SQLite
+            file was deleted or replaced while it is open
         """
         from eric_sse_sql import migrations  # type: ignore[attr-defined]  # package-dir puts it there
 
         self.check_open()
         with repository_errors("the version of the tables can't be read"), self._reading() as connection:
+            self.executor.driver.check_files(connection.connection.driver_connection, connection.info)
             migrations.check(connection, self.schema)
 
     def _reading(self) -> AbstractContextManager[Connection]:

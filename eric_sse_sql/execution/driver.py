@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from enum import Enum
 from typing import Any, Protocol
 
@@ -31,7 +31,7 @@ class DriverConnection:
         self.pooled: PoolProxiedConnection = engine.raw_connection()
         self.driver: Any = self.pooled.driver_connection
         self.restore: Any = None  # the setting that the pool gets back
-        self.session: Any = None  # what is known of the server's session
+        self.session: Any = None  # what is known of the server's session, or of the open files
 
 
 class Driver(Protocol):
@@ -84,6 +84,14 @@ class Driver(Protocol):
     def detached_connection(self) -> Any:
         """A new driver's connection with the settings of the engine, which does not return to its pool."""
 
+    def check_files(self, connection: Any, info: MutableMapping[Any, Any]) -> None:
+        """Do nothing, unless the files that a driver's connection has open were deleted or replaced since it was first
+        checked.
+
+        :param info: what is kept with the connection
+        :raises RepositoryError: then
+        """
+
     # Transactions
 
     def begin(self) -> Connection:
@@ -108,4 +116,7 @@ class Driver(Protocol):
         """Whether a connection has no transaction, and each of its statements is committed at once."""
 
     def begin_joined(self, connection: Connection) -> None:
-        """Begin on the driver what SQLAlchemy has begun."""
+        """Begin on the driver what SQLAlchemy has begun. Called before each statement.
+
+        :raises RepositoryError: when the database has rolled the transaction back
+        """

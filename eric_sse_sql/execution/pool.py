@@ -20,6 +20,8 @@ class FairPool(QueuePool):
 
     #: Called when a thread begins to wait: returns connections that are checked out, but not in use.
     reclaim: Callable[[], object] | None = None
+    #: Called before a thread gets a connection: raises where a new connection must not be made.
+    check: Callable[[], object] | None = None
 
     def __init__(self, creator: Any, **options: Any) -> None:
         super().__init__(creator, **options)
@@ -36,10 +38,12 @@ class FairPool(QueuePool):
     def recreate(self) -> FairPool:
         made = super().recreate()
         assert isinstance(made, FairPool)
-        made.reclaim = self.reclaim
+        made.reclaim, made.check = self.reclaim, self.check
         return made
 
     def _do_get(self) -> ConnectionPoolEntry:
+        if self.check is not None:
+            self.check()
         self._take()
         try:
             return super()._do_get()

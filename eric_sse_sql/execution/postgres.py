@@ -394,6 +394,9 @@ class PostgresDriver:
             pooled.detach()
             return connection
 
+    def check_files(self, connection: Any, info: MutableMapping[Any, Any]) -> None:
+        """The files are the server's."""
+
     # Transactions
 
     def begin(self) -> Connection:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import sqlite3
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from typing import Any, cast
 
 from eric_sse.exception import RepositoryError
@@ -26,20 +24,23 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import sqlite
 
+from eric_sse_sql.execution.busy_retry import BusyRetry, has_code
 from eric_sse_sql.execution.dialect import Construct, Dialect
 from eric_sse_sql.execution.driver import CommitSignal, DriverConnection
+from eric_sse_sql.execution.open_files import OpenFiles
 from eric_sse_sql.execution.pool import FairPool
 from eric_sse_sql.execution.statement import Compiled, Row, fetch_rows
 
 BUSY_SECONDS = 30  # for which a statement waits for other writers, unless the URL says otherwise
 MAX_BUSY_SECONDS = 24 * 60 * 60  # SQLite counts milliseconds in 32 bits
 URL_OPTIONS = {"timeout", "detect_types", "check_same_thread", "cached_statements"}  # what SQLAlchemy passes on
-RETRY_SECONDS = 0.001, 0.004  # the shortest and the longest pause of a retry
+OPEN_FILES = "eric_sse_sql.open_files"  # the key in what the pool keeps with a connection
+FILE_SUFFIXES = "", "-wal", "-shm"
 PINNED_CONNECTIONS = 2  # one for the calling thread, and one for a background thread that runs at the same time
 
 
 def make_engine(url: URL, options: Mapping[str, Any]) -> Engine:
-    """An engine for a URL: write-ahead log, foreign keys, and a wait for other writers.
+    """An engine for a URL: write-ahead log of a bounded size, foreign keys, and a wait for other writers.
 
     A database in memory is one connection, which its threads use in turn.
 
@@ -192,53 +193,6 @@ class SqliteDialect:
         return f"{seconds:.3f} seconds"
 
 
-class BusyRetry:
-    """Repeats a statement while another connection holds the lock that it needs, at short, random intervals.
-
-    SQLite's own handler waits longer from try to try: beside processes that write in a loop, a process waited up to 2.4
-    seconds for its turn, and 0.1 with this one (eight processes, two cores, ``synchronous = FULL``). Ten times shorter
-    intervals let a third fewer messages through, since the waiting processes keep the cores busy.
-
-    :param seconds: when to give up
-    """
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._restore = f"PRAGMA busy_timeout = {round(seconds * 1000)}"
-
-    def replace_handler(self, connection: sqlite3.Connection) -> None:
-        """Turn SQLite's own handler on a connection off."""
-        connection.execute("PRAGMA busy_timeout = 0")
-
-    def restore_handler(self, connection: sqlite3.Connection) -> None:
-        """Turn SQLite's own handler on again."""
-        connection.execute(self._restore)
-
-    def execute(self, connection: sqlite3.Connection, sql: str, values: Sequence[Any] = ()) -> list[Any]:
-        """The rows of a statement in autocommit, or of BEGIN IMMEDIATE, on a connection without a handler.
-
-        :raises sqlite3.OperationalError: when the lock is not free in time
-        """
-        give_up = None
-        while True:
-            try:
-                return connection.execute(sql, values).fetchall()
-            except sqlite3.OperationalError as error:
-                now = time.monotonic()
-                give_up = give_up or now + self._seconds
-                if not _is_busy(error) or now > give_up:
-                    raise
-                time.sleep(random.uniform(*RETRY_SECONDS))
-
-    def execute_without_handler(self, connection: sqlite3.Connection, sql: str) -> None:
-        """Run a statement as :meth:`execute` does, while SQLite's own handler is off."""
-        self.replace_handler(connection)
-        try:
-            self.execute(connection, sql)
-        finally:
-            self.restore_handler(connection)
-
-
 class SqliteDriver:
     """How statements run on the connections of a SQLite engine.
 
@@ -260,6 +214,9 @@ class SqliteDriver:
         self.pinned_connections = PINNED_CONNECTIONS if is_own_file else 0
         self._is_own = owns_engine
         self._path: str | None = None
+        self._first_files: OpenFiles | None = None  # those of the connection that was opened first, of those still open
+        if isinstance(engine.pool, FairPool) and owns_engine:
+            engine.pool.check = self._check_first_files
         self._retry = BusyRetry(_timeout(engine.url)) if is_own_file else None
         if not self._in_memory:
             self.commit_signal = CommitSignal.DATA_VERSION
@@ -289,6 +246,10 @@ class SqliteDriver:
             connection.driver.isolation_level = connection.restore
 
     def fetch(self, connection: DriverConnection, compiled: Compiled, values: Any) -> Sequence[Row]:
+        files: OpenFiles | None = connection.session
+        if files is None:
+            files = connection.session = self._files(connection.driver, connection.pooled.info)
+        files.check()
         if self._retry:
             return self._retry.execute(connection.driver, compiled.sql, values)
         return cast(Sequence[Row], connection.driver.execute(compiled.sql, values).fetchall())
@@ -299,6 +260,7 @@ class SqliteDriver:
     def fetch_through_engine(self, compiled: Compiled, values: Any) -> Sequence[Row]:
         with self.engine.connect() as connection:
             self._check_not_shared(_driver(connection))
+            self.check_files(_driver(connection), connection.info)
             connection.begin()
             rows = fetch_rows(connection, compiled, values)
             connection.commit()
@@ -319,6 +281,32 @@ class SqliteDriver:
         pooled.detach()
         return connection
 
+    def check_files(self, connection: sqlite3.Connection, info: MutableMapping[Any, Any]) -> None:
+        self._files(connection, info).check()
+
+    def _files(self, connection: sqlite3.Connection, info: MutableMapping[Any, Any]) -> OpenFiles:
+        """The files that a connection has open."""
+        files: OpenFiles | None = info.get(OPEN_FILES)
+        if files is None and connection.in_transaction:  # which the query below would give an old snapshot
+            return OpenFiles(connection, ())
+        if files is None:
+            # A connection that has read keeps the -wal and -shm files open, and no other connection deletes them.
+            self._read(connection, "PRAGMA schema_version")
+            path = _path(self._read(connection, "PRAGMA database_list"))
+            paths = [path + suffix for suffix in FILE_SUFFIXES] if path else []
+            files = info[OPEN_FILES] = OpenFiles(connection, paths)
+            if self._first_files is None or not self._first_files.is_open:
+                self._first_files = files
+        return files
+
+    def _check_first_files(self) -> None:
+        """Keep the pool from making a connection that would open, or make, another file than the first one has open."""
+        if self._first_files is not None and self._first_files.is_open:
+            self._first_files.check()
+
+    def _read(self, connection: sqlite3.Connection, sql: str) -> list[Any]:
+        return self._retry.execute(connection, sql) if self._retry else connection.execute(sql).fetchall()
+
     # Transactions
 
     def begin(self) -> Connection:
@@ -330,6 +318,7 @@ class SqliteDriver:
             _check_factories(driver)
             if driver.in_transaction:  # begun by the application's engine, without the write lock
                 driver.execute("ROLLBACK")
+            self.check_files(driver, connection.info)
             if self._retry:
                 self._retry.execute_without_handler(driver, "BEGIN IMMEDIATE")
             else:
@@ -374,8 +363,8 @@ class SqliteDriver:
             return False
         if self._path is None:
             with self.engine.connect() as own:
-                self._path = _path(own)
-        return self._path is not None and self._path == _path(connection)
+                self._path = _path(own.exec_driver_sql("PRAGMA database_list"))
+        return self._path is not None and self._path == _path(connection.exec_driver_sql("PRAGMA database_list"))
 
     def is_in_autocommit(self, connection: Connection) -> bool:
         driver = _driver(connection)
@@ -384,8 +373,10 @@ class SqliteDriver:
         return getattr(driver, "autocommit", None) is True or driver.isolation_level is None
 
     def begin_joined(self, connection: Connection) -> None:
+        driver = _driver(connection)
+        self.check_files(driver, connection.info)
         # The driver begins with the first statement that writes, and takes a savepoint for a transaction of its own.
-        if not _driver(connection).in_transaction:
+        if not driver.in_transaction:
             connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
@@ -400,27 +391,17 @@ def _set_up(connection: sqlite3.Connection, retry: BusyRetry) -> None:
             raise
 
 
-def _is_busy(error: sqlite3.Error) -> bool:
-    return _has_code(error, ("SQLITE_BUSY", "SQLITE_LOCKED"), ("database is locked", "database table is locked"))
-
-
 def _is_read_only(error: sqlite3.Error) -> bool:
-    return _has_code(error, ("SQLITE_READONLY",), ("attempt to write a readonly database",))
-
-
-def _has_code(error: sqlite3.Error, names: Sequence[str], texts: Sequence[str]) -> bool:
-    """Whether an error has one of some result codes, extended ones included. Python 3.10 tells only the text."""
-    name: str | None = getattr(error, "sqlite_errorname", None)
-    return str(error).startswith(tuple(texts)) if name is None else name.startswith(tuple(names))
+    return has_code(error, ("SQLITE_READONLY",), ("attempt to write a readonly database",))
 
 
 def _timeout(url: URL) -> float:
     return float(str(url.query.get("timeout", BUSY_SECONDS)))
 
 
-def _path(connection: Connection) -> str | None:
-    """The file of a connection's main database; None in memory."""
-    files = {name: file for _, name, file in connection.exec_driver_sql("PRAGMA database_list")}
+def _path(databases: Iterable[Any]) -> str | None:
+    """The file of the main database, in the rows of ``PRAGMA database_list``; None in memory."""
+    files = {name: file for _, name, file in databases}
     return os.path.realpath(files["main"]) if files["main"] else None
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 
+from eric_sse.exception import RepositoryError
+
 logger = logging.getLogger("eric_sse_sql")
 
 
@@ -18,7 +20,8 @@ class Outage:
         """A caller has failed to reach the database."""
         with self._lock:
             if not self._failing:
-                logger.warning("the database can't be queried, and is tried again: %s", type(error).__name__)
+                reason = error if isinstance(error, RepositoryError) else type(error).__name__  # may quote values
+                logger.warning("the database can't be queried, and is tried again: %s", reason)
             self._failing.add(caller)
 
     def forget(self, caller: object) -> None:

@@ -58,13 +58,16 @@ class IntervalPoller:
 
 
 class DataVersionPoller:
-    """Reads SQLite's counter of the commits of other connections, which is in the memory that they share.
+    """Reads SQLite's counter of the commits of other connections, which is in the memory that they share, and notices
+    that the file was deleted or replaced.
 
     https://www.sqlite.org/pragma.html#pragma_data_version
     """
 
     def __init__(self, driver: Driver, interrupt: Interrupt) -> None:
         self.connection = driver.detached_connection()
+        self._driver = driver
+        self._info: dict[Any, Any] = {}
         self._interrupt = interrupt
         self._version = self._read()
 
@@ -82,6 +85,7 @@ class DataVersionPoller:
         self.connection.close()
 
     def _read(self) -> int:
+        self._driver.check_files(self.connection, self._info)
         version: int = self.connection.execute("PRAGMA data_version").fetchone()[0]
         return version
 
