@@ -97,6 +97,13 @@ class Driver(Protocol):
     def begin(self) -> Connection:
         """A connection in a new transaction: READ COMMITTED on Postgres, BEGIN IMMEDIATE on SQLite."""
 
+    def check_begun(self, connection: Connection) -> None:
+        """Do nothing, unless the database has rolled the transaction of :meth:`begin` back, so that a further statement
+        would be committed by itself.
+
+        :raises RepositoryError: then
+        """
+
     def commit(self, connection: Connection) -> None:
         """Commit the transaction of :meth:`begin`.
 

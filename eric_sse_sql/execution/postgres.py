@@ -431,6 +431,9 @@ class PostgresDriver:
             raise
         return connection
 
+    def check_begun(self, connection: Connection) -> None:
+        """Postgres refuses all further statements until the client rolls the transaction back."""
+
     def commit(self, connection: Connection) -> None:
         if _status(connection.connection.driver_connection) == "INERROR":
             raise RepositoryError(

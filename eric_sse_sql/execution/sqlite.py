@@ -35,6 +35,7 @@ BUSY_SECONDS = 30  # for which a statement waits for other writers, unless the U
 MAX_BUSY_SECONDS = 24 * 60 * 60  # SQLite counts milliseconds in 32 bits
 URL_OPTIONS = {"timeout", "detect_types", "check_same_thread", "cached_statements"}  # what SQLAlchemy passes on
 OPEN_FILES = "eric_sse_sql.open_files"  # the key in what the pool keeps with a connection
+BEGUN = "eric_sse_sql.begun"  # likewise: the last transaction of an application in which a statement was run
 FILE_SUFFIXES = "", "-wal", "-shm"
 PINNED_CONNECTIONS = 2  # one for the calling thread, and one for a background thread that runs at the same time
 
@@ -340,7 +341,12 @@ class SqliteDriver:
                 "memory; end it, or go into it with Database.join()"
             )
 
+    def check_begun(self, connection: Connection) -> None:
+        if not _driver(connection).in_transaction:
+            raise _rolled_back()
+
     def commit(self, connection: Connection) -> None:
+        self.check_begun(connection)
         connection.commit()
         driver = _driver(connection)
         if _is_explicit(driver):
@@ -373,11 +379,14 @@ class SqliteDriver:
         return getattr(driver, "autocommit", None) is True or driver.isolation_level is None
 
     def begin_joined(self, connection: Connection) -> None:
-        driver = _driver(connection)
+        driver, transaction = _driver(connection), connection.get_transaction()
         self.check_files(driver, connection.info)
         # The driver begins with the first statement that writes, and takes a savepoint for a transaction of its own.
         if not driver.in_transaction:
+            if transaction is not None and connection.info.get(BEGUN) is transaction:
+                raise _rolled_back()
             connection.exec_driver_sql("BEGIN IMMEDIATE")
+        connection.info[BEGUN] = connection.get_transaction()
 
 
 def _set_up(connection: sqlite3.Connection, retry: BusyRetry) -> None:
@@ -403,6 +412,14 @@ def _path(databases: Iterable[Any]) -> str | None:
     """The file of the main database, in the rows of ``PRAGMA database_list``; None in memory."""
     files = {name: file for _, name, file in databases}
     return os.path.realpath(files["main"]) if files["main"] else None
+
+
+def _rolled_back() -> RepositoryError:
+    """What a fault such as a full disk does to a transaction in SQLite, beside the error of the statement."""
+    return RepositoryError(
+        "a statement of the transaction has failed, and SQLite has rolled all of it back; let the error of that "
+        "statement leave the block, and run the whole transaction again"
+    )
 
 
 def _driver(connection: Connection) -> sqlite3.Connection:

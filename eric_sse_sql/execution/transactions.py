@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from eric_sse.exception import RepositoryError
 from sqlalchemy import Connection, TwoPhaseTransaction
+from sqlalchemy.exc import DBAPIError
 
 from eric_sse_sql.errors import repository_errors
 from eric_sse_sql.execution.driver import Driver
@@ -94,13 +95,18 @@ class Transactions:
         if current is not None:
             connection = current.connection()
             joined = current.after_commit is None
-            with _savepoint(connection), self._opened(lambda: connection, None if joined else after_commit):
+            with _savepoint(connection), self._opened(current.connection, None if joined else after_commit):
                 yield
             if current.after_commit is not None:
                 current.after_commit.extend(after_commit)
             return
         with self.begun() as connection:
-            with self._opened(lambda: connection, after_commit):
+
+            def begun() -> Connection:
+                self._driver.check_begun(connection)
+                return connection
+
+            with self._opened(begun, after_commit):
                 yield
             with repository_errors("the transaction can't be committed"):
                 self._driver.commit(connection)
@@ -209,7 +215,7 @@ def _savepoint(connection: Connection) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        with repository_errors("the savepoint can't be rolled back"):
+        with suppress(DBAPIError):  # where the database has rolled the whole transaction back
             savepoint.rollback()
         raise
     with repository_errors("the savepoint can't be released"):
