@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple, TypeVar
 
 import pytest
@@ -1006,6 +1007,14 @@ def test_a_fault_of_a_file_says_what_to_do(file: Path, tried: str, advice: str, 
     with refused(advice):
         use(url if engine == "own engine" else made)
     made.dispose()
+
+
+def test_a_sqlite_that_is_too_old_says_which_one_works(file: Path) -> None:
+    older = SimpleNamespace(**{**vars(sqlite3), "sqlite_version_info": (3, 34, 1), "sqlite_version": "3.34.1"})
+    oldest = SimpleNamespace(**{**vars(sqlite3), "sqlite_version_info": (3, 35, 0), "sqlite_version": "3.35.0"})
+    with refused("SQLite 3.34.1 is too old; 3.35 is the oldest release that works"):
+        Database(create_engine(f"sqlite:///{file}", module=older))
+    use(create_engine(f"sqlite:///{file}", module=oldest, poolclass=NullPool))
 
 
 def test_a_full_file_says_so(file: Path) -> None:

@@ -31,12 +31,14 @@ from eric_sse_sql.execution.open_files import OpenFiles
 from eric_sse_sql.execution.pool import FairPool
 from eric_sse_sql.execution.statement import Compiled, Row, fetch_rows
 
+OLDEST = 3, 35  # the first release of SQLite with RETURNING
 BUSY_SECONDS = 30  # for which a statement waits for other writers, unless the URL says otherwise
 MAX_BUSY_SECONDS = 24 * 60 * 60  # SQLite counts milliseconds in 32 bits
 URL_OPTIONS = {"timeout", "detect_types", "check_same_thread", "cached_statements"}  # what SQLAlchemy passes on
 OPEN_FILES = "eric_sse_sql.open_files"  # the key in what the pool keeps with a connection
 BEGUN = "eric_sse_sql.begun"  # likewise: the last transaction of an application in which a statement was run
 FILE_SUFFIXES = "", "-wal", "-shm"
+MAX_LOG_BYTES = 16 * 1024 * 1024  # of the write-ahead log, once a reader that made it grow has ended
 PINNED_CONNECTIONS = 2  # one for the calling thread, and one for a background thread that runs at the same time
 
 
@@ -201,6 +203,7 @@ class SqliteDriver:
     application, as its connections say.
 
     :param owns_engine: whether the engine was made by this package, in autocommit
+    :raises RepositoryError: for a SQLite that is too old
     """
 
     dialect: Dialect = SqliteDialect()
@@ -209,6 +212,7 @@ class SqliteDriver:
     fails_transactions = False
 
     def __init__(self, engine: Engine, *, owns_engine: bool) -> None:
+        _check_version(engine)
         self.engine = engine
         self._in_memory = is_in_memory(engine.url)
         is_own_file = owns_engine and not self._in_memory
@@ -390,14 +394,28 @@ class SqliteDriver:
 
 
 def _set_up(connection: sqlite3.Connection, retry: BusyRetry) -> None:
-    """Turn foreign keys and the write-ahead log on. A file that can't be written keeps its journal mode."""
+    """Turn foreign keys and the write-ahead log on. A file that can't be written keeps its journal mode.
+
+    The log can't be reset while a reader needs it, and the next write after that cuts it to its size.
+    """
     connection.execute("PRAGMA foreign_keys = ON")
+    connection.execute(f"PRAGMA journal_size_limit = {MAX_LOG_BYTES}")
     try:
         # SQLite's own handler does not wait for a writer to change the mode.
         retry.execute_without_handler(connection, "PRAGMA journal_mode = WAL")
     except sqlite3.OperationalError as error:
         if not _is_read_only(error):
             raise
+
+
+def _check_version(engine: Engine) -> None:
+    driver: Any = engine.dialect.dbapi
+    if driver.sqlite_version_info < OLDEST:
+        oldest = ".".join(map(str, OLDEST))
+        raise RepositoryError(
+            f"SQLite {driver.sqlite_version} is too old; {oldest} is the oldest release that works: use a Python that "
+            "is linked with a newer one, or give the engine another driver with create_engine(url, module=...)"
+        ) from NotImplementedError(driver.sqlite_version)
 
 
 def _is_read_only(error: sqlite3.Error) -> bool:

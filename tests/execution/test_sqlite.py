@@ -7,6 +7,7 @@ import sqlite3
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,21 @@ def test_sqlite_engines_made_from_a_url_are_set_up_for_many_processes(tmp_path: 
             for name in ("journal_mode", "foreign_keys", "busy_timeout", "synchronous")
         }
     assert pragma == {"journal_mode": "wal", "foreign_keys": 1, "busy_timeout": 30_000, "synchronous": 2}
+
+
+def test_the_write_ahead_log_shrinks_once_a_long_reader_has_ended(tmp_path: Path) -> None:
+    file, log = tmp_path / "a.db", tmp_path / "a.db-wal"
+    with Database(f"sqlite:///{file}") as database, closing(sqlite3.connect(file, isolation_level=None)) as reader:
+        database.upgrade()
+        queue = SqlQueue(database)
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM sse_messages").fetchall()
+        queue.push_many([Message("m", b"x" * 1024 * 1024) for _ in range(32)])
+        assert log.stat().st_size > 2 * sqlite.MAX_LOG_BYTES
+        reader.execute("COMMIT")
+        for _ in range(3):
+            queue.push(Message("m"))
+        assert log.stat().st_size <= sqlite.MAX_LOG_BYTES
 
 
 def test_a_timeout_in_the_url_is_kept(tmp_path: Path) -> None:

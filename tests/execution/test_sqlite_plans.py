@@ -55,7 +55,7 @@ def scanned(database: Database, statement: Statement, parameters: dict[str, Any]
     connection = sqlite3.connect(Path(str(database.engine.url.database)))
     rows = connection.execute(f"EXPLAIN QUERY PLAN {compiled.sql}", compiled.values(parameters)).fetchall()
     connection.close()
-    steps = [str(step) for *_, step in rows]
+    steps = [str(step).replace("SCAN TABLE", "SCAN") for *_, step in rows]  # as before SQLite 3.36
     return [step for step in steps if step.startswith(("SCAN sse_", "SCAN kv_"))]
 
 
