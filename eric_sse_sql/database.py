@@ -65,8 +65,9 @@ class Database(PersistentReference):
     :param codec: how objects become blobs
     :param schema: where the tables are, on Postgres; by default where the search path leads. Processes whose streams
         and queues are to wake each other give the same
-    :param notify: whether Postgres tells other processes of a push at once. Without it, they ask five times a second:
-        for proxies that give each transaction another connection, through which LISTEN has no effect
+    :param notify: whether Postgres tells other processes of a push at once. Without it, they ask five times a second,
+        and nothing is prepared: for poolers that give each transaction another session, such as PgBouncer. Where there
+        is one and ``notify`` is True, the first connection tells, a warning is logged, and only pushes notify
     :raises RepositoryError: for a ``bind`` that is neither, for another database or driver, and for an engine with an
         option that can't be honoured
     """
@@ -83,8 +84,8 @@ class Database(PersistentReference):
         with repository_errors("the database can't be used"):
             validate_type("notify=", notify, bool)
             self.codec = PickleCodec() if codec is None else validate_type("codec=", codec, PickleCodec)
-            engine = open_engine(bind, through_proxy=not notify)
-            driver = driver_of(engine, owns_engine=owns_engine, prepares=notify)
+            engine = open_engine(bind)
+            driver = driver_of(engine, owns_engine=owns_engine, through_proxy=not notify)
             validate_schema(schema, has_schemas=driver.has_schemas)
             check_engine_options(engine, schema, is_in_memory=driver.commit_signal is CommitSignal.UNREACHABLE)
         self.executor = Executor(driver, owns_engine=owns_engine, schema=schema)

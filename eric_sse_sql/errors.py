@@ -40,7 +40,14 @@ _ENCODING = (
     "its text is UTF-8, add ?client_encoding=utf8 to the URL"
 )
 _SQL_ASCII = f"the encoding of the database is SQL_ASCII, which returns bytes, not text: {_ENCODING}"
-_READ_ONLY = "the database is read-only; connect to the primary server, or as a role that may write"
+_READ_ONLY = (
+    "the database is read-only; connect to the primary server, as with all hosts and target_session_attrs=read-write "
+    "in the URL, or as a role that may write, without default_transaction_read_only"
+)
+_IDLE = (
+    "the server has ended a transaction that was idle or open for too long; do less between its statements, or raise "
+    "idle_in_transaction_session_timeout and transaction_timeout"
+)
 _NO_RIGHT = "this role lacks a right; let the owner of the tables run GRANT SELECT, INSERT, UPDATE, DELETE ON them"
 _TIMEOUT = "the statement was cancelled, as by statement_timeout; raise that, or find in the server's log what was slow"
 _LOCK_TIMEOUT = "another transaction holds a lock for longer than lock_timeout; end that one, or raise lock_timeout"
@@ -48,8 +55,9 @@ _CONFLICT = "the transaction conflicts with another one; roll it back and run it
 _FULL = "the disk is full, or the file has its maximum size; make room"
 _OUT_OF_RESOURCES = "the server has no memory or another resource left; its log says which"
 _PROXY = (
-    "a prepared statement is not there: a proxy gives each transaction another connection; write Database(url, "
-    "notify=False), or give the engine connect_args={'prepare_threshold': None}"
+    "a prepared statement is not there: DEALLOCATE or DISCARD has removed it, or a proxy gives each transaction "
+    "another connection; then write Database(url, notify=False), or give the engine "
+    "connect_args={'prepare_threshold': None}"
 )
 _LOCKED = "another writer holds the SQLite database; end its transaction, or raise the busy timeout"
 _OUTDATED_READ = (
@@ -80,6 +88,8 @@ _SQLSTATE_ADVICE = {
     "22021": _ENCODING,  # character not in repertoire
     "22P05": _ENCODING,  # untranslatable character
     "25006": _READ_ONLY,
+    "25P03": _IDLE,
+    "25P04": _IDLE,
     "26000": _PROXY,  # the prepared statement does not exist
     "42P05": _PROXY,  # the prepared statement exists already
     "28": _CREDENTIALS,  # invalid authorization

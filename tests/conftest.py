@@ -100,6 +100,14 @@ def cleaning_engine(migrated_postgres: URL) -> Engine:
 
 
 @pytest.fixture
+def postgres(cleaning_engine: Engine) -> Iterator[URL]:
+    """A Postgres database with empty tables."""
+    yield cleaning_engine.url
+    with cleaning_engine.begin() as connection:
+        _empty(connection)
+
+
+@pytest.fixture
 def new_role() -> Iterator[Callable[[URL], URL]]:
     """Makes roles of Postgres without any right, each with a password that needs quoting; dropped after the test."""
     made: list[tuple[URL, URL]] = []

@@ -6,7 +6,7 @@ from collections.abc import MutableMapping, Sequence
 from enum import Enum
 from typing import Any, Protocol
 
-from sqlalchemy import Connection, Engine, Pool, PoolProxiedConnection
+from sqlalchemy import Connection, Engine, Pool, PoolProxiedConnection, QueuePool
 
 from eric_sse_sql.execution.dialect import Dialect
 from eric_sse_sql.execution.statement import Compiled, Row
@@ -32,6 +32,26 @@ class DriverConnection:
         self.driver: Any = self.pooled.driver_connection
         self.restore: Any = None  # the setting that the pool gets back
         self.session: Any = None  # what is known of the server's session, or of the open files
+
+
+class Repeats:
+    """Bounds how often one call repeats a statement that sessions refuse: once, and for each idle connection of the
+    pool, which may be as old as the one that was refused.
+
+    :param engine: of the pool
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._left: int | None = None
+
+    def take(self) -> bool:
+        """Whether it may be repeated once more, after the connection that was refused has left the pool."""
+        if self._left is None:
+            pool = self._engine.pool
+            self._left = 1 + (pool.checkedin() if isinstance(pool, QueuePool) else 0)
+        self._left -= 1
+        return self._left >= 0
 
 
 class Driver(Protocol):
@@ -76,13 +96,17 @@ class Driver(Protocol):
         """Whether the server has closed a driver's connection, as far as the client knows without a round trip."""
 
     def is_broken(self, error: BaseException, connection: Any) -> bool:
-        """Whether a driver's connection can't be used any more, after an error."""
+        """Whether a driver's connection, or the server's session behind it, is of no use any more after an error."""
+
+    def is_refused(self, error: BaseException) -> bool:
+        """Whether the server's session has refused a statement, without executing it, that another one may execute."""
 
     def is_null_refused(self, error: BaseException) -> bool:
         """Whether a driver's error says that a column takes no NULL."""
 
     def detached_connection(self) -> Any:
-        """A new driver's connection with the settings of the engine, which does not return to its pool."""
+        """A driver's connection with the settings of the engine, which does not return to its pool; None where other
+        processes' commits can't be noticed on it."""
 
     def check_files(self, connection: Any, info: MutableMapping[Any, Any]) -> None:
         """Do nothing, unless the files that a driver's connection has open were deleted or replaced since it was first

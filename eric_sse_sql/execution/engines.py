@@ -39,16 +39,15 @@ _INSTEAD: Mapping[str, str] = {
 }
 
 
-def open_engine(bind: str | URL | Engine, *, through_proxy: bool) -> Engine:
+def open_engine(bind: str | URL | Engine) -> Engine:
     """The engine of the application, or a new one for a URL.
 
-    :param through_proxy: whether each transaction of a new engine may run in another session of the server
     :raises RepositoryError: for anything else, with what to pass instead
     """
     if isinstance(bind, Engine):
         return bind
     if isinstance(bind, (str, URL)):
-        return make_engine(bind, through_proxy=through_proxy)
+        return make_engine(bind)
     kinds = (kind.__name__ for kind in type(bind).__mro__)
     advice = next((_INSTEAD[kind] for kind in kinds if kind in _INSTEAD), f"write {FORMS}")
     raise RepositoryError(f"a Database is made from a URL or an Engine, not from {kind_of(bind)}: {advice}") from (
@@ -60,23 +59,22 @@ def open_engine(bind: str | URL | Engine, *, through_proxy: bool) -> Engine:
 JOINABLE = {("postgresql", "psycopg"), ("sqlite", "pysqlite"), ("sqlite", "aiosqlite")}
 
 
-def make_engine(bind: str | URL, *, through_proxy: bool = False) -> Engine:
+def make_engine(bind: str | URL) -> Engine:
     """An engine in autocommit, whose connections need no reset and whose errors quote no parameter.
 
-    :param through_proxy: whether each transaction may run in another session of the server
     :raises RepositoryError: for a URL of another database or driver, or with an option that it does not have
     """
     url = parse_url(bind)
     options: dict[str, Any] = {"isolation_level": "AUTOCOMMIT", "pool_reset_on_return": None, "hide_parameters": True}
     if url.get_backend_name() == "postgresql":
-        return postgres.make_engine(url, options, through_proxy=through_proxy)
+        return postgres.make_engine(url, options)
     return sqlite.make_engine(url, options)
 
 
-def driver_of(engine: Engine, *, owns_engine: bool, prepares: bool = True) -> Driver:
+def driver_of(engine: Engine, *, owns_engine: bool, through_proxy: bool = False) -> Driver:
     """What runs statements on an engine.
 
-    :param prepares: whether its connections prepare statements on Postgres
+    :param through_proxy: whether each transaction may run in another session of the server
     :raises RepositoryError: for a database or driver that is not supported
     """
     if engine.dialect.is_async:
@@ -85,7 +83,7 @@ def driver_of(engine: Engine, *, owns_engine: bool, prepares: bool = True) -> Dr
         )
     check_driver(engine.dialect.name, engine.dialect.driver)
     if engine.dialect.name == "postgresql":
-        return postgres.PostgresDriver(engine, owns_engine=owns_engine, prepares=prepares)
+        return postgres.PostgresDriver(engine, owns_engine=owns_engine, through_proxy=through_proxy)
     return sqlite.SqliteDriver(engine, owns_engine=owns_engine)
 
 

@@ -52,12 +52,13 @@ class Executor:
             compiled = self.compile(statement)
             columns = self.driver.binds_columns
             values = compiled.columns(rows, others) if columns else [compiled.values(row) for row in rows]
-            self.connection().exec_driver_sql(compiled.sql, cast(Any, values))
+            self.transactions.execute(lambda connection: connection.exec_driver_sql(compiled.sql, cast(Any, values)))
 
     def change(self, statement: Statement, **parameters: Any) -> int:
         """Run a statement in the open transaction. How many rows it has changed."""
         compiled = self.compile(statement)
-        return self.connection().exec_driver_sql(compiled.sql, compiled.values(parameters)).rowcount
+        values = compiled.values(parameters)
+        return self.transactions.execute(lambda connection: connection.exec_driver_sql(compiled.sql, values).rowcount)
 
     def compile(self, statement: Statement) -> Compiled:
         """A statement as the driver takes it. Compiled once."""
@@ -138,7 +139,7 @@ class Executor:
     def _fetch_through_engine(self, compiled: Compiled, values: tuple[Any, ...]) -> Sequence[Row]:
         if not self.driver.needs_transaction(compiled):
             return self.driver.fetch_through_engine(compiled, values)
-        with self.transactions.begun() as connection:
-            rows = fetch_rows(connection, compiled, values)
-            self.driver.commit(connection)
+        with self.transactions.begun() as begun:
+            rows = begun.execute(lambda connection: fetch_rows(connection, compiled, values))
+            begun.commit()
             return rows

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from eric_sse_sql.execution import fork
-from eric_sse_sql.execution.driver import Driver, DriverConnection
+from eric_sse_sql.execution.driver import Driver, DriverConnection, Repeats
 from eric_sse_sql.execution.pool import FairPool
 from eric_sse_sql.execution.statement import Compiled, Row
 
@@ -34,20 +34,28 @@ class PinnedConnections:
 
     def fetch(self, compiled: Compiled, values: tuple[Any, ...]) -> Sequence[Row] | None:
         """Run a statement in a transaction of its own. All its rows; None where the driver's connection can't be used
-        as it is, and the statement was not run."""
-        connection = self.checkout()
-        if connection is None:
-            return None
-        try:
-            rows = self._driver.fetch(connection, compiled, values)
-        except BaseException as error:
-            if self._driver.is_broken(error, connection.driver):
+        as it is, and the statement was not run.
+
+        A statement that a session has refused, without executing it, is repeated on another connection.
+        """
+        repeats: Repeats | None = None
+        while True:
+            connection = self.checkout()
+            if connection is None:
+                return None
+            try:
+                rows = self._driver.fetch(connection, compiled, values)
+            except BaseException as error:
+                if not self._driver.is_broken(error, connection.driver):
+                    self.checkin(connection)
+                    raise
                 self.discard(connection)
+                repeats = repeats or Repeats(self._engine)
+                if not (self._driver.is_refused(error) and repeats.take()):
+                    raise
             else:
                 self.checkin(connection)
-            raise
-        self.checkin(connection)
-        return rows
+                return rows
 
     def checkout(self) -> DriverConnection | None:
         """A connection in autocommit; None where the application's pool gives one that must stay as it is."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import re
-import time
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
-from typing import Any, cast
+from contextlib import closing, contextmanager, nullcontext, suppress
+from typing import Any
 
 from eric_sse.exception import RepositoryError
 from sqlalchemy import (
@@ -25,6 +25,7 @@ from sqlalchemy import (
     bindparam,
     column,
     create_engine,
+    event,
     func,
     literal_column,
     or_,
@@ -38,32 +39,30 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import aliased
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from eric_sse_sql.errors import OutcomeUnknown, driver_error
+from eric_sse_sql.execution import sessions
 from eric_sse_sql.execution.dialect import Construct, Dialect
-from eric_sse_sql.execution.driver import CommitSignal, DriverConnection
+from eric_sse_sql.execution.driver import CommitSignal, DriverConnection, Repeats
 from eric_sse_sql.execution.pool import FairPool
+from eric_sse_sql.execution.sessions import Session
 from eric_sse_sql.execution.statement import Compiled, Row, fetch_rows, notification
+
+logger = logging.getLogger("eric_sse_sql")
 
 ADVISORY_CLASS = 0x65726963  # the first key of every advisory lock: any number, the same in every process
 PINNED_CONNECTIONS = 2  # one for the calling thread, and one for a background thread that runs at the same time
-PLAN_SECONDS = 1.0  # the age at which the cached plans of a connection are discarded
 DISCARD_PLANS = "DISCARD PLANS"
-READ_COMMITTED = "read committed"
 BEGIN_READ_COMMITTED = "BEGIN ISOLATION LEVEL READ COMMITTED"
 # With these settings, libpq gives up a vanished server within a minute
 # (https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-PARAMKEYWORDS).
 NOTICE_VANISHED = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3, "tcp_user_timeout": 60_000}
 
 
-def make_engine(url: URL, options: Mapping[str, Any], *, through_proxy: bool) -> Engine:
-    """An engine for a URL, with keep-alives.
-
-    :param through_proxy: whether each transaction may run in another session of the server: nothing is prepared then
-    """
+def make_engine(url: URL, options: Mapping[str, Any]) -> Engine:
+    """An engine for a URL, with keep-alives."""
     arguments: dict[str, Any] = {name: value for name, value in NOTICE_VANISHED.items() if name not in url.query}
-    if through_proxy:
-        arguments["prepare_threshold"] = None
     engine = create_engine(url, poolclass=FairPool, connect_args=arguments, **options)
     _check_query(engine)
     return engine
@@ -233,72 +232,31 @@ class PostgresDialect:
         return seconds
 
 
-class _Session:
-    """What is known of the session behind one connection. Kept in the pool's record of the connection."""
-
-    KEY = "eric_sse_sql.session"
-    __slots__ = ("_changed", "cursor", "is_read_committed", "plans_expire")
-
-    def __init__(self) -> None:
-        self.is_read_committed: bool | None = None  # the default isolation level, once it was asked for
-        self.plans_expire = time.monotonic() + PLAN_SECONDS
-        self._changed: list[tuple[str, Any]] = []  # settings of the connection with the values that they had
-        self.cursor: Any = None  # kept, since making a cursor is a third of a statement's cost to the client
-
-    @classmethod
-    def of(cls, info: MutableMapping[Any, Any]) -> _Session:
-        """:param info: of the pool's record"""
-        session: _Session | None = info.get(cls.KEY)
-        if session is None:
-            session = info[cls.KEY] = cls()
-        return session
-
-    @classmethod
-    def enter_autocommit(cls, pooled: PoolProxiedConnection) -> _Session:
-        """The same, with the default isolation level; the connection is in autocommit until :meth:`restore`."""
-        session, driver = cls.of(pooled.info), cast(Any, pooled.driver_connection)
-        session.change(driver, "autocommit", True)
-        if session.is_read_committed is None:
-            (level,) = driver.execute("SELECT current_setting('default_transaction_isolation')").fetchone()
-            session.is_read_committed = level == READ_COMMITTED
-        return session
-
-    def change(self, driver: Any, setting: str, value: Any) -> None:
-        """Change a setting of the idle connection until :meth:`restore`.
-
-        SQLAlchemy's option would restore the engine's default, not the value that the application has set.
-        """
-        before = getattr(driver, setting)
-        if before != value:
-            self._changed.append((setting, before))
-            setattr(driver, setting, value)
-
-    def restore(self, driver: Any) -> None:
-        """Give the idle connection the settings that it had."""
-        while self._changed:
-            setattr(driver, *self._changed[-1])
-            self._changed.pop()
-
-    def expire_plans(self) -> bool:
-        """True once in ``PLAN_SECONDS``: the plans of the session are to be discarded now."""
-        now = time.monotonic()
-        if now <= self.plans_expire:
-            return False
-        self.plans_expire = now + PLAN_SECONDS
-        return True
+_POOLER = (
+    "a pooler, such as PgBouncer, stands before Postgres and may give each transaction another session: statements are "
+    "not prepared, and the messages of other processes are polled for five times a second; write "
+    "Database(..., notify=False), which says so, or connect to Postgres itself to be notified"
+)
+_PREPARES = (
+    "the engine prepares statements through a pooler, such as PgBouncer, which may give each transaction another "
+    "session, where another client's statement may have the same name; make the engine with "
+    "connect_args={'prepare_threshold': None}, and write Database(engine, notify=False)"
+)
 
 
 class PostgresDriver:
     """How statements run on the connections of a Postgres engine.
 
     A statement by itself runs in autocommit where the default isolation level of the session is READ COMMITTED;
-    otherwise, a BEGIN and a COMMIT are sent together with it. Each connection is asked once for its default.
+    otherwise, a BEGIN and a COMMIT are sent together with it. Each connection is asked once for its default, and
+    whether it has a session of its own. Where a pooler gives each transaction another session, nothing is prepared, no
+    setting of a session is relied on, and nothing is listened to.
 
     Postgres keeps the plan of a prepared statement until the table is analysed again: a plan that was made while a
     table was empty scans all of a full one. So the plans of a connection are discarded once a second.
 
     :param owns_engine: whether the engine was made by this package, in autocommit
-    :param prepares: whether connections prepare statements
+    :param through_proxy: whether the application says that there is a pooler
     :raises RepositoryError: for an engine that writes its statements in another way than psycopg's cursor reads them
     """
 
@@ -308,13 +266,15 @@ class PostgresDriver:
     has_schemas = True
     fails_transactions = True
 
-    def __init__(self, engine: Engine, *, owns_engine: bool, prepares: bool = True) -> None:
+    def __init__(self, engine: Engine, *, owns_engine: bool, through_proxy: bool = False) -> None:
         _check_statements(engine)
         self.engine = engine
         self.pinned_connections = PINNED_CONNECTIONS if owns_engine else 0
         self._is_own = owns_engine
-        self._prepares = prepares
+        self._knows_proxy = through_proxy
         self._address: object = None
+        if owns_engine:
+            event.listen(engine, "connect", self._set_up)
 
     # A statement by itself
 
@@ -322,7 +282,8 @@ class PostgresDriver:
         driver = connection.driver
         if not (_is_idle(driver) and self._has_plain_cursors(driver)):
             return False
-        connection.session = _Session.enter_autocommit(connection.pooled)
+        session = connection.session = self._session(connection.pooled)
+        session.change(driver, "autocommit", True)
         return True
 
     def leave_autocommit(self, connection: DriverConnection) -> None:
@@ -330,7 +291,7 @@ class PostgresDriver:
 
     def fetch(self, connection: DriverConnection, compiled: Compiled, values: Any) -> Sequence[Row]:
         session = connection.session
-        if self._prepares and session.expire_plans():
+        if session.expire_plans():
             connection.driver.execute(DISCARD_PLANS)
         cursor = session.cursor or _cursor(connection.driver)
         try:
@@ -350,22 +311,37 @@ class PostgresDriver:
         return False
 
     def fetch_through_engine(self, compiled: Compiled, values: Any) -> Sequence[Row]:
-        with self.engine.connect() as connection:
+        repeats = Repeats(self.engine)
+        while True:
+            connection = self._connect()
             try:
-                session = _Session.enter_autocommit(connection.connection)
-                self._discard_old_plans(connection.connection)
-                if not session.is_read_committed:
-                    connection = self._begin(connection)
-                    rows = fetch_rows(connection, compiled, values)
-                    self.commit(connection)
-                    return rows
-                connection.begin()
-                with _outcome_known(connection) if compiled.writes else nullcontext():
-                    rows = fetch_rows(connection, compiled, values)
-                connection.commit()
-                return rows
+                return self._fetch_in_autocommit(connection, compiled, values)
+            except Exception as error:
+                if not sessions.is_end(error):
+                    raise
+                if not connection.invalidated:
+                    connection.invalidate()
+                if not (self.is_refused(error) and repeats.take()):
+                    raise
             finally:
-                self._restore(connection)
+                with connection:
+                    self._restore(connection)
+
+    def _fetch_in_autocommit(self, connection: Connection, compiled: Compiled, values: Any) -> Sequence[Row]:
+        pooled = connection.connection
+        session = self._session(pooled)
+        session.change(pooled.driver_connection, "autocommit", True)
+        self._discard_old_plans(pooled)
+        if not session.is_read_committed:
+            connection = self._begin(connection)
+            rows = fetch_rows(connection, compiled, values)
+            self.commit(connection)
+            return rows
+        connection.begin()
+        with _outcome_known(connection) if compiled.writes else nullcontext():
+            rows = fetch_rows(connection, compiled, values)
+        connection.commit()
+        return rows
 
     def is_closed(self, connection: Any) -> bool:
         try:
@@ -378,7 +354,10 @@ class PostgresDriver:
     def is_broken(self, error: BaseException, connection: Any) -> bool:
         if isinstance(error, OutcomeUnknown) or not isinstance(error, Exception):
             return True  # after an interrupt, the statement may be executing still
-        return self.engine.dialect.is_disconnect(cast(Any, error), connection, None)
+        return connection.closed is True or sessions.is_end(error)
+
+    def is_refused(self, error: BaseException) -> bool:
+        return sessions.is_refusal(error)
 
     def is_null_refused(self, error: BaseException) -> bool:
         return getattr(error, "sqlstate", None) == "23502"
@@ -390,9 +369,12 @@ class PostgresDriver:
             if self.is_closed(connection):
                 pooled.invalidate()
                 pooled.close()
-                continue
-            pooled.detach()
-            return connection
+            elif self._has_own_session(pooled):
+                pooled.detach()
+                return connection
+            else:
+                pooled.close()
+                return None
 
     def check_files(self, connection: Any, info: MutableMapping[Any, Any]) -> None:
         """The files are the server's."""
@@ -400,8 +382,9 @@ class PostgresDriver:
     # Transactions
 
     def begin(self) -> Connection:
-        connection = self.engine.connect()
+        connection = self._connect()
         try:
+            self._session(connection.connection)
             connection = self._begin(connection)
             self._discard_old_plans(connection.connection)
         except BaseException:
@@ -420,7 +403,7 @@ class PostgresDriver:
         if not driver.autocommit:
             psycopg: Any = self.engine.dialect.dbapi
             level = psycopg.IsolationLevel.READ_COMMITTED
-            _Session.of(connection.connection.info).change(driver, "isolation_level", level)
+            self._session(connection.connection).change(driver, "isolation_level", level)
             connection.begin()
             return connection
         connection.begin()
@@ -448,7 +431,8 @@ class PostgresDriver:
         driver: Any = connection.connection.driver_connection
         if not _is_idle(driver):
             driver.rollback()
-        _Session.of(connection.connection.info).restore(driver)
+        if session := Session.find(connection.connection.info):
+            session.restore(driver)
 
     def _restore(self, connection: Connection) -> None:
         """Roll back, before a connection returns to the pool; close it where that fails."""
@@ -464,8 +448,8 @@ class PostgresDriver:
         if connection.engine.pool is self.engine.pool:
             return True
         if self._address is None:
-            with _raw_connection(self.engine) as driver:
-                self._address = _address(driver)
+            with closing(self.engine.raw_connection()) as pooled:
+                self._address = _address(pooled.driver_connection)
         if _address(connection.connection.driver_connection) == self._address:
             return True
         with suppress(DBAPIError), connection.begin_nested():  # a savepoint: a refused query leaves the rest usable
@@ -487,10 +471,57 @@ class PostgresDriver:
         return connection.cursor_factory is psycopg.Cursor and connection.row_factory is psycopg.rows.tuple_row
 
     def _discard_old_plans(self, pooled: PoolProxiedConnection) -> None:
-        if self._prepares and _Session.of(pooled.info).expire_plans():
+        if self._session(pooled).expire_plans():
             cursor = pooled.cursor()
             cursor.execute(DISCARD_PLANS)
             cursor.close()
+
+    # Sessions
+
+    def _connect(self) -> Connection:
+        """A connection of the pool that the server has not closed, as far as is known."""
+        while True:  # each connection of the pool at most once
+            connection = self.engine.connect()
+            if not self.is_closed(connection.connection.driver_connection):
+                return connection
+            connection.invalidate()
+            connection.close()
+
+    def _has_own_session(self, pooled: PoolProxiedConnection) -> bool:
+        try:
+            return self._session(pooled).is_own
+        except BaseException:
+            pooled.invalidate()
+            raise
+
+    def _set_up(self, driver: Any, record: ConnectionPoolEntry) -> None:
+        """Learn whether a new connection has a session of its own, before anything is prepared on it."""
+        try:
+            record.info[Session.KEY] = self._new_session(driver)
+        except BaseException:
+            driver.close()
+            raise
+
+    def _session(self, pooled: PoolProxiedConnection) -> Session:
+        """The session of a connection, which is asked for it the first time."""
+        session = Session.find(pooled.info)
+        if session is None:
+            session = pooled.info[Session.KEY] = self._new_session(pooled.driver_connection)
+        return session
+
+    def _new_session(self, driver: Any) -> Session:
+        if self._is_own and self._knows_proxy:
+            driver.prepare_threshold = None
+        session = Session(driver)
+        if not session.is_own:
+            if not self._knows_proxy:
+                self._knows_proxy = True
+                logger.warning(_POOLER)
+            if self._is_own:
+                session.stop_preparing(driver)
+            elif driver.prepare_threshold is not None:
+                raise RepositoryError(_PREPARES) from NotImplementedError("prepare_threshold")
+        return session
 
 
 @contextmanager
@@ -558,12 +589,3 @@ def _server(connection: Connection) -> tuple[Any, ...]:
     """When the server was started, in microseconds, and the database: the same by whatever address it is reached."""
     row = connection.exec_driver_sql("SELECT pg_postmaster_start_time(), current_database()").one()
     return tuple(row)
-
-
-@contextmanager
-def _raw_connection(engine: Engine) -> Any:
-    pooled = engine.raw_connection()
-    try:
-        yield pooled.driver_connection
-    finally:
-        pooled.close()

@@ -277,6 +277,9 @@ class SqliteDriver:
     def is_broken(self, error: BaseException, connection: Any) -> bool:
         return False
 
+    def is_refused(self, error: BaseException) -> bool:
+        return False
+
     def is_null_refused(self, error: BaseException) -> bool:
         return isinstance(error, sqlite3.IntegrityError) and str(error).startswith("NOT NULL constraint failed")
 

@@ -8,19 +8,92 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from eric_sse.exception import RepositoryError
 from sqlalchemy import Connection, TwoPhaseTransaction
 from sqlalchemy.exc import DBAPIError
 
 from eric_sse_sql.errors import repository_errors
-from eric_sse_sql.execution.driver import Driver
+from eric_sse_sql.execution.driver import Driver, Repeats
 from eric_sse_sql.execution.engines import JOINABLE
 from eric_sse_sql.execution.options import check_execution_options
 from eric_sse_sql.execution.statement import Compiled, Row, fetch_rows
 
 Callbacks = list[Callable[[], object]]
+Result = TypeVar("Result")
+
+
+class _Begun:
+    """A transaction that was begun here.
+
+    Where the session of its connection refuses the first statement, without executing it, the transaction begins again
+    on another connection.
+
+    :param driver: begins it
+    """
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+        self._pool = driver.engine.pool
+        self._is_unused = True  # nothing was executed
+        self._is_broken = False
+        self._connection = driver.begin()
+
+    def connection(self) -> Connection:
+        """The connection, for statements that are not repeated."""
+        self._is_unused = False
+        self._driver.check_begun(self._connection)
+        return self._connection
+
+    def execute(self, run: Callable[[Connection], Result]) -> Result:
+        """Run a statement."""
+        repeats = Repeats(self._driver.engine)
+        while True:
+            try:
+                self._driver.check_begun(self._connection)
+                result = run(self._connection)
+            except Exception as error:
+                if not (self._note(error) and self._driver.is_refused(error)):
+                    raise
+                self.close()
+                if not repeats.take():
+                    raise
+                self._connection, self._is_unused, self._is_broken = self._driver.begin(), True, False
+            else:
+                self._is_unused = False
+                return result
+
+    def commit(self) -> None:
+        """Commit it."""
+        try:
+            self._driver.commit(self._connection)
+        except Exception as error:
+            self._note(error)
+            raise
+
+    def close(self) -> None:
+        """Roll it back, unless it is committed, and return the connection to the pool. Close it where it is broken."""
+        connection = self._connection
+        if connection.closed:  # and the transaction has not begun again
+            return
+        try:
+            if not connection.invalidated:
+                self._driver.roll_back(connection)
+            if self._is_broken or self._driver.engine.pool is not self._pool:  # whose engine was disposed of
+                connection.invalidate()
+        except BaseException:
+            connection.invalidate()
+            raise
+        finally:
+            connection.close()
+
+    def _note(self, error: Exception) -> bool:
+        """Note whether an error has broken the connection. Whether it is that of the first statement."""
+        is_first, self._is_unused = self._is_unused, False
+        if not (self._is_broken or self._connection.invalidated):
+            self._is_broken = self._driver.is_broken(error, self._connection.connection.driver_connection)
+        return is_first
 
 
 class _Open(NamedTuple):
@@ -30,6 +103,7 @@ class _Open(NamedTuple):
     owner: object  # the thread and task that are in it
     needs_savepoints: bool  # whether a failed statement would abort a transaction that belongs to the application
     after_commit: Callbacks | None  # None where the application commits
+    begun: _Begun | None  # None where the application has begun it
 
 
 _open: ContextVar[Mapping[Transactions, _Open]] = ContextVar("eric_sse_sql_open", default=MappingProxyType({}))
@@ -82,9 +156,21 @@ class Transactions:
         current = self._current()
         if current is None:
             return None
+        if current.begun is not None:
+            return current.begun.execute(lambda connection: fetch_rows(connection, compiled, values))
         connection = current.connection()
         with _savepoint(connection) if current.needs_savepoints else nullcontext():
             return fetch_rows(connection, compiled, values)
+
+    def execute(self, run: Callable[[Connection], Result]) -> Result:
+        """Run one statement on the connection of the open transaction.
+
+        :raises RepositoryError: when none is open
+        """
+        current = self._current()
+        if current is None:
+            raise RepositoryError("no transaction is open here; ask inside transaction() or join()")
+        return run(current.connection()) if current.begun is None else current.begun.execute(run)
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -95,21 +181,17 @@ class Transactions:
         if current is not None:
             connection = current.connection()
             joined = current.after_commit is None
-            with _savepoint(connection), self._opened(current.connection, None if joined else after_commit):
+            inside = self._opened(current.connection, None if joined else after_commit, begun=current.begun)
+            with _savepoint(connection), inside:
                 yield
             if current.after_commit is not None:
                 current.after_commit.extend(after_commit)
             return
-        with self.begun() as connection:
-
-            def begun() -> Connection:
-                self._driver.check_begun(connection)
-                return connection
-
-            with self._opened(begun, after_commit):
+        with self.begun() as begun:
+            with self._opened(begun.connection, after_commit, begun=begun):
                 yield
             with repository_errors("the transaction can't be committed"):
-                self._driver.commit(connection)
+                begun.commit()
         for callback in after_commit:
             callback()
 
@@ -145,25 +227,15 @@ class Transactions:
             yield
 
     @contextmanager
-    def begun(self) -> Iterator[Connection]:
-        """A connection in a new transaction, which is rolled back unless it was committed."""
+    def begun(self) -> Iterator[_Begun]:
+        """A new transaction, which is rolled back unless it was committed."""
         self.check_open()
-        pool = self._driver.engine.pool
         with repository_errors("no transaction can be begun"):
-            connection = self._driver.begin()
+            begun = _Begun(self._driver)
         try:
-            yield connection
+            yield begun
         finally:
-            try:
-                if not connection.invalidated:
-                    self._driver.roll_back(connection)
-                if self._driver.engine.pool is not pool:  # the engine was disposed of: the old pool closes nothing
-                    connection.invalidate()
-            except BaseException:
-                connection.invalidate()
-                raise
-            finally:
-                connection.close()
+            begun.close()
 
     def after_fork_in_child(self) -> None:
         """Forget the open transactions: they are the parent's."""
@@ -179,8 +251,10 @@ class Transactions:
         connection: Callable[[], Connection],
         after_commit: Callbacks | None,
         needs_savepoints: bool = False,
+        begun: _Begun | None = None,
     ) -> Iterator[None]:
-        token = _open.set({**_open.get(), self: _Open(connection, _owner(), needs_savepoints, after_commit)})
+        opened = _Open(connection, _owner(), needs_savepoints, after_commit, begun)
+        token = _open.set({**_open.get(), self: opened})
         try:
             yield
         finally:

@@ -35,10 +35,14 @@ def source_maker(driver: Driver, *, notifies: bool) -> Callable[[Interrupt], Cha
     :param notifies: whether processes notify each other, where the database can
     """
     if notifies and driver.commit_signal is CommitSignal.NOTIFICATION:
-        return lambda interrupt: ListenConnection(driver, interrupt)
+        return lambda interrupt: _listen(driver.detached_connection(), interrupt)
     if driver.commit_signal is CommitSignal.DATA_VERSION:
         return lambda interrupt: DataVersionPoller(driver, interrupt)
     return None if driver.commit_signal is CommitSignal.UNREACHABLE else IntervalPoller
+
+
+def _listen(connection: Any, interrupt: Interrupt) -> ChangeSource:
+    return IntervalPoller(interrupt) if connection is None else ListenConnection(connection, interrupt)
 
 
 class IntervalPoller:
@@ -91,10 +95,13 @@ class DataVersionPoller:
 
 
 class ListenConnection:
-    """Listens to a Postgres channel, on a connection that is asked for an answer when it was silent."""
+    """Listens to a Postgres channel, on a connection that is asked for an answer when it was silent.
 
-    def __init__(self, driver: Driver, interrupt: Interrupt) -> None:
-        self.connection = driver.detached_connection()
+    :param connection: a driver's connection with a session of its own
+    """
+
+    def __init__(self, connection: Any, interrupt: Interrupt) -> None:
+        self.connection = connection
         self._interrupt = interrupt
         try:
             self.connection.rollback()

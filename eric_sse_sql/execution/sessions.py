@@ -1,0 +1,119 @@
+"""The session of the Postgres server behind a connection: whether it is the connection's own, and when it is no use."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import MutableMapping
+from typing import Any
+
+PLAN_SECONDS = 1.0  # the age at which the cached plans of a connection are discarded
+READ_COMMITTED = b"read committed"
+ASK = b"SELECT pg_backend_pid(), current_setting('default_transaction_isolation')"
+TUPLES_OK = 2  # libpq's status of a result with rows
+
+#: By the beginning of the SQLSTATE: a session that does not execute statements, whatever they are.
+_REFUSALS = (
+    "25006",  # of a server in recovery, or of a primary that takes no writes any more
+    "25P01",  # the transaction that a statement needs is not there
+    "25P02",  # a failed transaction was left open
+    "26000",  # a prepared statement is gone, after DEALLOCATE or DISCARD
+    "42P05",  # a prepared statement is there already
+    "57P05",  # idle_session_timeout, while the statement was on its way
+)
+#: The same, where the statement may have been executed.
+_ENDS = (
+    "08",  # connection exception
+    "25P03",  # idle_in_transaction_session_timeout
+    "25P04",  # transaction_timeout
+    "57P",  # shutdown or crash
+)
+
+
+class Session:
+    """What is known of the session behind one connection. Kept in the pool's record of the connection.
+
+    A pooler that gives each transaction another session of the server invents the process id that it tells at connect,
+    so that the server tells another one.
+
+    :param driver: the connection, which is asked once
+    :raises psycopg.Error: when it does not answer
+    """
+
+    KEY = "eric_sse_sql.session"
+    __slots__ = ("_changed", "cursor", "is_own", "is_read_committed", "plans_expire")
+
+    def __init__(self, driver: Any) -> None:
+        pid, level = _ask(driver)
+        self.is_own: bool = int(pid) == driver.info.backend_pid
+        #: Whether that is the default isolation level: another session's may differ.
+        self.is_read_committed = self.is_own and level == READ_COMMITTED
+        self.plans_expire = math.inf if driver.prepare_threshold is None else time.monotonic() + PLAN_SECONDS
+        self._changed: list[tuple[str, Any]] = []  # settings of the connection with the values that they had
+        self.cursor: Any = None  # kept, since making a cursor is a third of a statement's cost to the client
+
+    @classmethod
+    def find(cls, info: MutableMapping[Any, Any]) -> Session | None:
+        """:param info: of the pool's record"""
+        return info.get(cls.KEY)
+
+    def stop_preparing(self, driver: Any) -> None:
+        """Prepare no statement on the connection from now on."""
+        driver.prepare_threshold = None
+        self.plans_expire = math.inf
+
+    def change(self, driver: Any, setting: str, value: Any) -> None:
+        """Change a setting of the idle connection until :meth:`restore`.
+
+        SQLAlchemy's option would restore the engine's default, not the value that the application has set.
+        """
+        before = getattr(driver, setting)
+        if before != value:
+            self._changed.append((setting, before))
+            setattr(driver, setting, value)
+
+    def restore(self, driver: Any) -> None:
+        """Give the idle connection the settings that it had."""
+        while self._changed:
+            setattr(driver, *self._changed[-1])
+            self._changed.pop()
+
+    def expire_plans(self) -> bool:
+        """True once in ``PLAN_SECONDS``: the plans of the session are to be discarded now."""
+        now = time.monotonic()
+        if now <= self.plans_expire:
+            return False
+        self.plans_expire = now + PLAN_SECONDS
+        return True
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether a session has refused a statement that another session may execute: nothing was executed."""
+    diagnosis: Any = getattr(_of_driver(error), "diag", None)
+    if diagnosis is not None and diagnosis.source_function == "RevalidateCachedQuery":
+        return True  # "cached plan must not change result type", after a migration; other errors have its SQLSTATE, too
+    return _sqlstate(error).startswith(_REFUSALS)
+
+
+def is_end(error: BaseException) -> bool:
+    """Whether a session is of no use after an error of one of its statements."""
+    return is_refusal(error) or _sqlstate(error).startswith(_ENDS)
+
+
+def _sqlstate(error: BaseException) -> str:
+    return getattr(_of_driver(error), "sqlstate", None) or ""
+
+
+def _of_driver(error: BaseException) -> BaseException:
+    """The driver's own error, which SQLAlchemy wraps."""
+    return getattr(error, "orig", None) or error
+
+
+def _ask(driver: Any) -> tuple[bytes, bytes]:
+    """The answer to the question, past the cursors, adapters and transactions that the application may have set."""
+    result = driver.pgconn.exec_(ASK)
+    if result.status != TUPLES_OK:
+        from psycopg.errors import error_from_result
+
+        raise error_from_result(result)
+    return result.get_value(0, 0), result.get_value(0, 1)
