@@ -54,6 +54,7 @@ def test_the_runtime_role_may_do_all_that_a_process_does(database: Database) -> 
     storage.delete("k")
     queue = SqlQueue(database, "q")
     queue.push_many([Message("n", number) for number in range(3)])
+    queue.push(Message("n", 3), message_id="once")
     assert queue.pop().payload == 0
     with queue.receive(lease=60) as delivery:
         assert delivery.payload == 1
