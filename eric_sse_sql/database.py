@@ -335,7 +335,8 @@ class Database(PersistentReference):
         return self.schema == other.schema or None in (self.schema, other.schema)
 
     def __repr__(self) -> str:
-        return f"Database({self.engine.url!r})"  # SQLAlchemy hides the password
+        url = self.engine.url.set(query={})  # which may have passwords; SQLAlchemy hides that of the user
+        return f"Database({url!r})"
 
 
 def _close(background: Background, publisher: Publisher, watcher: QueueWatcher, executor: Executor) -> None:

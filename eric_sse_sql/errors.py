@@ -166,8 +166,9 @@ class OutcomeUnknown(RepositoryError):
 class repository_errors:
     """Context manager that turns any other exception into ``RepositoryError``, with the exception as its cause.
 
-    eric-sse's own exceptions pass unchanged. The message never quotes the cause, whose text may contain the stored
-    values. The cause of a database error is the driver's own exception.
+    eric-sse's own exceptions pass unchanged. The message never quotes the cause. The cause of a database error is the
+    driver's own exception, without the lines of its text that quote stored values; SQLAlchemy's, whose text may quote
+    parameters, is not attached.
 
     :param action: what was attempted; the message begins with it: "could not store the entry"
     :raises RepositoryError: from the cause
@@ -187,7 +188,21 @@ class repository_errors:
         if not isinstance(error, Exception) or isinstance(error, _ERIC_SSE_EXCEPTIONS):
             return
         cause = driver_error(error)
-        raise RepositoryError(f"{self.action}: {_advice(cause)}") from cause
+        advice = _advice(cause)
+        try:
+            raise RepositoryError(f"{self.action}: {advice}") from without_values(cause)
+        except RepositoryError as refusal:
+            refusal.__context__ = None
+            raise
+
+
+def without_values(error: BaseException) -> BaseException:
+    """The same error. The text of one of Postgres keeps its first line: DETAIL and CONTEXT quote rows and parameters,
+    which only the attribute ``diag`` has then."""
+    diagnosis = getattr(error, "diag", None)
+    if diagnosis is not None and diagnosis.message_primary is not None:
+        error.args = (diagnosis.message_primary,)
+    return error
 
 
 def driver_error(error: BaseException) -> BaseException:

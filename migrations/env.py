@@ -22,6 +22,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, ProgrammingError
 from sqlalchemy.schema import CreateSchema
 
 from eric_sse_sql.database import Database
+from eric_sse_sql.errors import without_values
 from eric_sse_sql.models import TABLE_NAMES, Base
 
 config = context.config
@@ -94,7 +95,9 @@ def connect() -> Iterator[Connection]:
     except RepositoryError as error:
         raise CommandError(str(error)) from error
     except DBAPIError as error:
-        raise CommandError(f"The database refused the migration, which changed nothing: {error.orig}") from error
+        raise CommandError(
+            f"The database refused the migration, which changed nothing: {error.orig and without_values(error.orig)}"
+        ) from error
 
 
 def check_not_in_host_history(found: Installation) -> None:

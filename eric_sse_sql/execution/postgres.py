@@ -58,23 +58,31 @@ BEGIN_READ_COMMITTED = "BEGIN ISOLATION LEVEL READ COMMITTED"
 # With these settings, libpq gives up a vanished server within a minute
 # (https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-PARAMKEYWORDS).
 NOTICE_VANISHED = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3, "tcp_user_timeout": 60_000}
+# The options of libpq that are secrets.
+SECRETS = ("password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key")
 
 
 def make_engine(url: URL, options: Mapping[str, Any]) -> Engine:
-    """An engine for a URL, with keep-alives."""
+    """An engine for a URL, with keep-alives. Its own URL has no secret beside the password, which SQLAlchemy hides."""
     arguments: dict[str, Any] = {name: value for name, value in NOTICE_VANISHED.items() if name not in url.query}
-    engine = create_engine(url, poolclass=FairPool, connect_args=arguments, **options)
-    _check_query(engine)
+    arguments.update((name, value) for name, value in url.query.items() if name in SECRETS)
+    engine = create_engine(
+        url.difference_update_query(SECRETS).set(password=arguments.pop("password", url.password)),
+        poolclass=FairPool,
+        connect_args=arguments,
+        **options,
+    )
+    _check_query(engine, url)
     return engine
 
 
-def _check_query(engine: Engine) -> None:
+def _check_query(engine: Engine, url: URL) -> None:
     """
-    :raises RepositoryError: for an option in the URL of an engine that libpq does not have
+    :raises RepositoryError: for an option in a URL that libpq does not have
     """
     psycopg: Any = engine.dialect.dbapi
     try:
-        psycopg.conninfo.make_conninfo(**dict.fromkeys(engine.url.query, ""))
+        psycopg.conninfo.make_conninfo(**dict.fromkeys(url.query, ""))
     except psycopg.ProgrammingError as error:
         raise RepositoryError(
             "the URL has an option that psycopg does not take in a URL; each one after the ? must be a keyword of "
