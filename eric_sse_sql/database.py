@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, MutableMapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import timedelta
+from functools import partial
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary, WeakValueDictionary, finalize
 
 from eric_sse.exception import RepositoryError
@@ -31,6 +32,8 @@ from eric_sse_sql.wakeups.watcher import QueueWatcher
 _HEAD = "leave it out for the newest one"
 PRUNE_ROWS = 1000  # deleted by one statement of prune(), at most
 MAX_AGE = timedelta(days=365_000)  # within what both databases can subtract from their clocks
+
+Result = TypeVar("Result")
 
 
 class Pruned(NamedTuple):
@@ -163,6 +166,16 @@ class Database(PersistentReference):
         self.executor.release()
         return self.executor.transactions.transaction()
 
+    def run_in_transaction(self, work: Callable[[], Result]) -> Result:
+        """Run a function in a transaction, or in a savepoint of the open one. It is run again where the transaction
+        conflicts with another one, and is not part of an open one.
+
+        :raises RepositoryError: as :meth:`transaction`
+        """
+        self.check_open()
+        self.executor.release()
+        return self.executor.transactions.run(work)
+
     def join(self, bind: Session | scoped_session[Any] | Connection) -> AbstractContextManager[None]:
         """All that this thread, or asyncio task, does with the database inside goes into the application's transaction.
 
@@ -246,7 +259,8 @@ class Database(PersistentReference):
     def _prune_rows(self, statement: Statement, age: Any, first: int | str) -> int:
         deleted, after = 0, first
         while True:
-            page = [key for (key,) in self.executor.run(statement, age=age, after=after, count=PRUNE_ROWS)]
+            delete = partial(self.executor.run, statement, age=age, after=after, count=PRUNE_ROWS)
+            page = [key for (key,) in self.run_in_transaction(delete)]
             deleted += len(page)
             if len(page) < PRUNE_ROWS:
                 return deleted
@@ -255,7 +269,8 @@ class Database(PersistentReference):
     def _prune_message_ids(self, age: Any) -> int:
         deleted, page = 0, PRUNE_ROWS
         while page == PRUNE_ROWS:
-            page = len(self.executor.run(message_ids.FORGET, age=age, count=PRUNE_ROWS))
+            forget = partial(self.executor.run, message_ids.FORGET, age=age, count=PRUNE_ROWS)
+            page = len(self.run_in_transaction(forget))
             deleted += page
         return deleted
 
@@ -275,17 +290,19 @@ class Database(PersistentReference):
     def _prune_connections(self, age: Any) -> int:
         deleted, after = 0, ""
         while True:
-            with self.transaction():
-                found = self.executor.run(connections.UNSEEN, age=age, after=after, count=PRUNE_ROWS)
-                page = [row_id for (row_id,) in found]
-                if page:
-                    connection_ids = self.executor.dialect.list_value(page)
-                    for statement in connections.DELETE_CONNECTIONS:
-                        self.executor.run(statement, connection_ids=connection_ids)
+            page = self.run_in_transaction(partial(self._prune_page, age, after))
             deleted += len(page)
             if len(page) < PRUNE_ROWS:
                 return deleted
             after = page[-1]
+
+    def _prune_page(self, age: Any, after: str) -> list[str]:
+        found = self.executor.run(connections.UNSEEN, age=age, after=after, count=PRUNE_ROWS)
+        page = [row_id for (row_id,) in found]
+        if page:
+            connection_ids = self.executor.dialect.list_value(page)
+            self.executor.run_all(*connections.DELETE_CONNECTIONS, connection_ids=connection_ids)
+        return page
 
     def count_set_aside(self) -> int:
         """How many messages were set aside, since they could not be decoded. One statement."""

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from operator import attrgetter
 from typing import Any, Protocol, TypeVar
 
@@ -256,7 +257,8 @@ class SqlQueue(PersistableQueue):
             return
         executor = self._database.executor
         ids = executor.dialect.list_value([str(row.id) for row in taken])
-        with repository_errors("the messages can't be put back"), self._database.transaction():
+
+        def put_back() -> None:
             if since is not None:
                 age = executor.dialect.seconds_value(since - time.monotonic())
                 if not executor.run(messages.IS_STILL_THERE, queue_id=self._queue_id, age=age):
@@ -265,6 +267,9 @@ class SqlQueue(PersistableQueue):
             stored = {row.id: row for row in map(StoredMessage._make, executor.run(messages.OF_IDS, ids=ids))}
             displaced = [row for row in taken if stored.get(row.id, row.identity) != row.identity]
             executor.run_many(messages.PUT_AT_END, [row._asdict() for row in displaced])
+
+        with repository_errors("the messages can't be put back"):
+            self._database.run_in_transaction(put_back)
 
     def set_aside(self, row: TakenMessage, error: RepositoryError) -> None:
         """Keep a message that was taken and can't be decoded apart, with the reason. One statement, and one log line.
@@ -298,9 +303,10 @@ class SqlQueue(PersistableQueue):
 
     def clear(self) -> None:
         """Delete all messages, leased ones too, and those that a stream has fetched. Two statements."""
-        with repository_errors("the queue can't be cleared"), self._database.transaction():
-            self._database.executor.run(messages.NOTE_CLEARED, queue_id=self._queue_id)
-            self._database.executor.run(messages.CLEAR, queue_id=self._queue_id)
+        statements = messages.NOTE_CLEARED, messages.CLEAR
+        run = partial(self._database.executor.run_all, statements, queue_id=self._queue_id)
+        with repository_errors("the queue can't be cleared"):
+            self._database.run_in_transaction(run)
 
     def __len__(self) -> int:
         """How many messages wait, without those that are leased. One statement, which counts them."""

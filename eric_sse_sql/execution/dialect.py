@@ -12,6 +12,8 @@ class Dialect(Protocol):
     """How statements are written."""
 
     paramstyle: str
+    #: Whether writers lock rows, and not the whole database.
+    locks_rows: bool
 
     def rendered(self, sql: str) -> str:
         """The compiled SQL as the driver takes it."""

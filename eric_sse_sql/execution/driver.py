@@ -104,6 +104,9 @@ class Driver(Protocol):
     def is_null_refused(self, error: BaseException) -> bool:
         """Whether a driver's error says that a column takes no NULL."""
 
+    def is_conflict(self, error: BaseException) -> bool:
+        """Whether a driver's error says that a transaction conflicts with another one, and may be run again."""
+
     def detached_connection(self) -> Any:
         """A driver's connection with the settings of the engine, which does not return to its pool; None where other
         processes' commits can't be noticed on it."""

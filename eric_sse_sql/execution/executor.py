@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 from eric_sse.exception import RepositoryError
@@ -45,6 +45,17 @@ class Executor:
         """
         compiled = self.compile(statement)
         return self.fetch(compiled, compiled.values(parameters))
+
+    def run_all(self, statements: Iterable[Statement], lock: Statement | None = None, **parameters: Any) -> None:
+        """Run some statements.
+
+        :param lock: locks, on a database that locks rows, what they are to change; its last column tells how many rows
+            it has found: none, and nothing is run, since rows that are inserted meanwhile are not locked
+        """
+        if lock is not None and self.dialect.locks_rows and not self.run(lock, **parameters)[0][-1]:
+            return
+        for statement in statements:
+            self.run(statement, **parameters)
 
     def run_many(self, statement: Statement, rows: Sequence[Mapping[str, Any]], **others: Any) -> None:
         """Run a statement that inserts rows, if there are any, in the open transaction: one call of the driver."""

@@ -54,6 +54,8 @@ logger = logging.getLogger("eric_sse_sql")
 ADVISORY_CLASS = 0x65726963  # the first key of every advisory lock: any number, the same in every process
 PINNED_CONNECTIONS = 2  # one for the calling thread, and one for a background thread that runs at the same time
 DISCARD_PLANS = "DISCARD PLANS"
+#: Serialization failure, deadlock; foreign key and unique violations, which a row that was deleted or inserted causes.
+CONFLICTS = {"40001", "40P01", "23503", "23505"}
 BEGIN_READ_COMMITTED = "BEGIN ISOLATION LEVEL READ COMMITTED"
 # With these settings, libpq gives up a vanished server within a minute
 # (https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-PARAMKEYWORDS).
@@ -94,6 +96,7 @@ class PostgresDialect:
     """How statements are written for Postgres."""
 
     paramstyle = "format"
+    locks_rows = True
     insert = staticmethod(postgresql.insert)
 
     @staticmethod
@@ -369,6 +372,9 @@ class PostgresDriver:
 
     def is_null_refused(self, error: BaseException) -> bool:
         return getattr(error, "sqlstate", None) == "23502"
+
+    def is_conflict(self, error: BaseException) -> bool:
+        return getattr(error, "sqlstate", None) in CONFLICTS
 
     def detached_connection(self) -> Any:
         while True:  # each connection of the pool at most once

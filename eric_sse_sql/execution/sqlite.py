@@ -97,6 +97,7 @@ class SqliteDialect:
     """How statements are written for SQLite."""
 
     paramstyle = "qmark"
+    locks_rows = False
     insert = staticmethod(sqlite.insert)
 
     @staticmethod
@@ -282,6 +283,9 @@ class SqliteDriver:
 
     def is_null_refused(self, error: BaseException) -> bool:
         return isinstance(error, sqlite3.IntegrityError) and str(error).startswith("NOT NULL constraint failed")
+
+    def is_conflict(self, error: BaseException) -> bool:
+        return False  # the transaction that writes is the only one
 
     def detached_connection(self) -> Any:
         pooled = self.engine.raw_connection()

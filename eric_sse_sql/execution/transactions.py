@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from contextvars import ContextVar
@@ -14,14 +16,17 @@ from eric_sse.exception import RepositoryError
 from sqlalchemy import Connection, TwoPhaseTransaction
 from sqlalchemy.exc import DBAPIError
 
-from eric_sse_sql.errors import repository_errors
+from eric_sse_sql.errors import driver_error, repository_errors
 from eric_sse_sql.execution.driver import Driver, Repeats
 from eric_sse_sql.execution.engines import JOINABLE
 from eric_sse_sql.execution.options import check_execution_options
 from eric_sse_sql.execution.statement import Compiled, Row, fetch_rows
 
-Callbacks = list[Callable[[], object]]
+TRIES = 5  # of a transaction that conflicts with others
+RETRY_SECONDS = 0.001, 0.05  # the shortest and the longest pause between two tries
+
 Result = TypeVar("Result")
+Callbacks = list[Callable[[], object]]
 
 
 class _Begun:
@@ -194,6 +199,24 @@ class Transactions:
                 begun.commit()
         for callback in after_commit:
             callback()
+
+    def run(self, work: Callable[[], Result]) -> Result:
+        """Run a function in a transaction.
+
+        Where that conflicts with another transaction, it is rolled back and run again: a few times at most, and not
+        inside an open transaction, of which the function is only a part.
+        """
+        tries = 1 if self.is_open() else TRIES
+        while True:
+            tries -= 1
+            try:
+                with self.transaction():
+                    return work()
+            except Exception as error:
+                cause = error.__cause__ if isinstance(error, RepositoryError) else driver_error(error)
+                if not tries or cause is None or not self._driver.is_conflict(cause):
+                    raise
+            time.sleep(random.uniform(*RETRY_SECONDS))
 
     def after_commit(self, callback: Callable[[], object]) -> None:
         """Call a function when the open transaction or savepoint is committed; at once, where none is open.

@@ -15,6 +15,7 @@ from eric_sse_sql.errors import repository_errors
 from eric_sse_sql.pickles.blob_template import BlobTemplate
 from eric_sse_sql.queues import SqlQueue
 from eric_sse_sql.sql import connections as sql
+from eric_sse_sql.sql import entries
 from eric_sse_sql.storage import SqlStorageEngine
 
 
@@ -46,10 +47,10 @@ class ObjectStorage(SqlStorageEngine):
 
     def delete(self, key: str) -> None:
         """Delete an object, and the connections that need it."""
-        entry_key = self.entry_key(key)
-        with repository_errors("the object can't be deleted"), self.database.transaction():
-            self.database.executor.run(sql.DELETE_CONNECTIONS_OF_OBJECT, key=entry_key)
-            super().delete(key)
+        statements = entries.DELETE, sql.DELETE_CONNECTIONS_OF_OBJECT
+        run = partial(self.database.executor.run_all, statements, key=self.entry_key(key))
+        with repository_errors("the object can't be deleted"):
+            self.database.run_in_transaction(run)
 
 
 def listener_template(database: Database) -> BlobTemplate[MessageQueueListener]:

@@ -6,7 +6,8 @@ The number of statements of a call does not grow with the connections of a chann
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import groupby
 from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -36,7 +37,7 @@ from eric_sse_sql.queues import BlockingSqlQueue, SqlQueue, is_pushed_by_stateme
 from eric_sse_sql.repositories.objects import ObjectStorage, listener_template, queue_template
 from eric_sse_sql.sql import connections as sql
 from eric_sse_sql.sql import entries, events
-from eric_sse_sql.sql.connections import KnownConnection, LogPlace, StoredChannel, StoredConnection
+from eric_sse_sql.sql.connections import Deletion, KnownConnection, LogPlace, StoredChannel, StoredConnection
 from eric_sse_sql.storage import keyset_pages
 
 if TYPE_CHECKING:  # eric-sse 2.0 has no such channels
@@ -153,36 +154,49 @@ class ChannelStore:
         """
         row = self._row(validate_key("a connection id", connection_id), record, channel_id)
         objects = self._objects([row], [record])
-        with repository_errors("the connection can't be persisted"), self._database.transaction():
-            if channel_id is not None:
-                self._lock_channel(validate_key("a channel id", channel_id))
+        channel = None if channel_id is None else self._channel_of_connections(channel_id)
+
+        def persist() -> None:
+            is_missing = channel is not None and self._share_channel(channel)
             self._executor.run_many(entries.UPSERT_MANY, objects)
+            if channel is not None and is_missing:
+                self._executor.run(sql.INSERT_MISSING_CHANNEL, **channel)
             self._executor.run_many(sql.UPSERT_CONNECTIONS, [row])
             self._start([connection_id])
+
+        self._write("the connection can't be persisted", persist)
 
     def _start(self, connection_ids: Sequence[str]) -> None:
         """Let connections that are new begin after the last event of their channel's log."""
         self._executor.run(events.START, connection_ids=self._executor.dialect.list_value(connection_ids))
 
-    def _lock_channel(self, channel_id: str) -> None:
-        """Keep a channel from being deleted until the end of the transaction.
+    def _channel_of_connections(self, channel_id: str) -> dict[str, Any]:
+        """The parameters of a channel whose connections are persisted: without a type, it is not persisted yet."""
+        entry_key = self.channel_objects.entry_key(validate_key("a channel id", channel_id))
+        return {"channel_id": channel_id, "entry_key": entry_key, "channel_type": ""}
+
+    def _share_channel(self, channel: Mapping[str, Any]) -> bool:
+        """Keep a channel from being deleted until the end of the transaction. Whether its row is missing still.
 
         :raises ItemNotFound: when there is none of that id
         """
-        if not self._executor.run(sql.LOCK_CHANNEL, channel_id=channel_id):
-            raise ItemNotFound(channel_id)
+        if not self._executor.run(sql.SHARE_ENTRY, entry_key=channel["entry_key"]):
+            raise ItemNotFound(channel["channel_id"])
+        return False
 
     def delete_connection(self, connection_id: str) -> None:
         """Delete a connection with its messages, and with its listener and queue unless another connection has them."""
         validate_key("a connection id", connection_id)
-        with repository_errors("the connection can't be deleted"), self._database.transaction():
-            self._run_all(sql.DELETE_CONNECTION, connection_id=connection_id)
+        self._delete("the connection can't be deleted", sql.DELETE_CONNECTION, connection_id=connection_id)
 
     def delete_queue(self, queue_id: str) -> None:
         """Delete a queue with its messages, and the connections that need it."""
-        with repository_errors("the queue can't be deleted"), self._database.transaction():
+
+        def delete() -> None:
             self.queues.delete(queue_id)
-            self._run_all(sql.DELETE_OF_QUEUE, queue_id=queue_id)
+            self._executor.run_all(sql.DELETE_OF_QUEUE, queue_id=queue_id)
+
+        self._write("the queue can't be deleted", delete)
 
     # Channels
 
@@ -249,15 +263,20 @@ class ChannelStore:
         entry_key = self.channel_objects.entry_key(channel_id)
         entry = self.channel_objects.entry(entry_key, stored)
         row = {"channel_id": channel_id, "entry_key": entry_key, "channel_type": class_path(type(channel))}
-        with repository_errors("the channel can't be persisted"), self._database.transaction():
+
+        def persist() -> None:
             others = self._identify([each.row for each in changed], channel_id)
             stored_ids = set(others)
             deleted = [each.held for each in changed if each.is_deleted(stored_ids)]
-            changed = [each for each in changed if not each.is_deleted(stored_ids)]
-            changed_rows = [each.row for each in changed]
-            objects = {entry["key"]: entry for each in changed for entry in each.objects}
-            self._executor.run_many(entries.UPSERT_MANY, [entry, *(objects[key] for key in sorted(objects))])
-            self._executor.run(sql.UPSERT_CHANNEL, **row)
+            written = [each for each in changed if not each.is_deleted(stored_ids)]
+            rows = [each.row for each in written]
+            objects = {entry["key"]: entry for each in written for entry in each.objects}
+            held.note_written(self, [each.held for each in written])
+            # Among the written ones are those that another thread has removed since they were collected above. One that
+            # it removes from now on is among those that its next persist deletes.
+            unwanted = (each.held.connection.id for each in written if each.held.is_removed)
+            gone = sorted({*removed.values(), *others, *unwanted} - {each.connection.id for each in held.held()})
+            self._write_channel(row, [entry, *(objects[key] for key in sorted(objects))], rows, gone)
             if channel.replay_seconds:
                 self._executor.run(
                     events.OPEN_LOG,
@@ -267,24 +286,18 @@ class ChannelStore:
                     first_position=1,
                     replay_seconds=channel.replay_seconds,
                 )
-            self._executor.run_many(sql.UPSERT_CONNECTIONS, sorted(changed_rows, key=itemgetter("connection_id")))
-            if channel.replay_seconds and changed_rows:
-                self._start([row["connection_id"] for row in changed_rows])
-            held.note_written(self, [each.held for each in changed])
-            # Among the written ones are those that another thread has removed since they were collected above. One that
-            # it removes from now on is among those that its next persist deletes.
-            written = (each.held.connection.id for each in changed if each.held.is_removed)
-            gone = sorted({*removed.values(), *others, *written} - {each.connection.id for each in held.held()})
-            if gone:
-                self._run_all(sql.DELETE_CONNECTIONS, connection_ids=self._executor.dialect.list_value(gone))
+                if rows:
+                    self._start([row["connection_id"] for row in rows])
             self._executor.transactions.after_commit(
                 lambda: held.note_stored(
                     self,
-                    [(each.held, _blobs(each.objects)) for each in changed],
+                    [(each.held, _blobs(each.objects)) for each in written],
                     removed=removed,
                     deleted=deleted,
                 )
             )
+
+        self._write("the channel can't be persisted", persist)
 
     def _changed(self, channel_id: str, held: IdentityMap) -> list[_Changed]:
         """The connections that a channel object holds and that are not stored as they are."""
@@ -317,25 +330,56 @@ class ChannelStore:
         entry_key = self.channel_objects.entry_key(channel_id)
         entry = self.channel_objects.entry(entry_key, stored)
         row = {"channel_id": channel_id, "entry_key": entry_key, "channel_type": class_path(type(channel))}
-        with repository_errors("the channel can't be persisted"), self._database.transaction():
+        known = contract.stored_ids(channel)
+
+        def persist() -> None:
             others = self._identify(rows, channel_id)
-            self._executor.run_many(entries.UPSERT_MANY, [entry, *objects])
-            self._executor.run(sql.UPSERT_CHANNEL, **row)
-            self._executor.run_many(sql.UPSERT_CONNECTIONS, sorted(rows, key=itemgetter("connection_id")))
             ids = {row["connection_id"] for row in rows}
-            known = contract.stored_ids(channel)
-            gone = sorted({*known, *others} - ids)
-            if gone:
-                self._run_all(sql.DELETE_CONNECTIONS, connection_ids=self._executor.dialect.list_value(gone))
+            self._write_channel(row, [entry, *objects], rows, sorted({*known, *others} - ids))
             # After a rollback, the removed connections are stored still, and are to be deleted by the next persist.
             contract.set_stored_ids(channel, known | ids)
             self._executor.transactions.after_commit(lambda: contract.set_stored_ids(channel, ids))
 
+        self._write("the channel can't be persisted", persist)
+
+    def _write_channel(
+        self,
+        channel: Mapping[str, Any],
+        objects: Sequence[Mapping[str, Any]],
+        connections: Sequence[Mapping[str, Any]],
+        gone: Sequence[str],
+    ) -> None:
+        """Store a channel with some connections, and delete others.
+
+        :param channel: the parameters of ``UPSERT_CHANNEL``
+        :param objects: the entries of the channel and of the objects of its connections, ordered by key
+        :param connections: the parameters of ``UPSERT_CONNECTIONS``
+        :param gone: the ids of the connections to delete
+        """
+        list_value = self._executor.dialect.list_value
+        if gone and self._executor.dialect.locks_rows:
+            keys = list_value([entry["key"] for entry in objects])
+            self._executor.run(sql.LOCK_ENTRIES, keys=keys, connection_ids=list_value(gone))
+        self._executor.run_many(entries.UPSERT_MANY, objects)
+        self._executor.run(sql.UPSERT_CHANNEL, **channel)
+        self._executor.run_many(sql.UPSERT_CONNECTIONS, sorted(connections, key=itemgetter("connection_id")))
+        if gone:
+            self._executor.run_all(*sql.DELETE_CONNECTIONS, connection_ids=list_value(gone))
+
     def delete_channel(self, channel_id: str) -> None:
         """Delete a channel, its connections, their messages, and the listeners and queues that no other channel has."""
-        validate_key("a channel id", channel_id)
-        with repository_errors("the channel can't be deleted"), self._database.transaction():
-            self._run_all(sql.DELETE_CHANNEL, channel_id=channel_id)
+        entry_key = self.channel_objects.entry_key(validate_key("a channel id", channel_id))
+
+        def delete() -> None:
+            locks = self._executor.dialect.locks_rows
+            is_stored = not locks or self._executor.run(sql.LOCK_ENTRY, entry_key=entry_key)
+            if is_stored:  # otherwise, it may be stored meanwhile: that counts as after the deletion
+                self._executor.run_all(*sql.DELETE_CONNECTIONS_OF_CHANNEL, channel_id=channel_id)
+            self._executor.run_all(sql.DELETE_LOG, channel_id=channel_id)
+            if is_stored:
+                self._executor.run_all(sql.DELETE_CHANNEL, channel_id=channel_id)
+
+        self._write("the channel can't be deleted", delete)
 
     # Rows
 
@@ -402,9 +446,22 @@ class ChannelStore:
                 row["connection_id"] = ids.get((row["listener_id"], row["queue_id"]), new_id())
         return [connection.id for connection in known if connection.channel_id is not None]
 
-    def _run_all(self, statements: Iterable[Statement], **parameters: Any) -> None:
-        for statement in statements:
-            self._executor.run(statement, **parameters)
+    def _delete(self, action: str, deletion: Deletion, *others: Statement, **parameters: Any) -> None:
+        """Delete connections, and run other statements, in a transaction."""
+
+        def delete() -> None:
+            self._executor.run_all(*deletion, **parameters)
+            self._executor.run_all(others, **parameters)
+
+        self._write(action, delete)
+
+    def _write(self, action: str, work: Callable[[], None]) -> None:
+        """Run a function in a transaction.
+
+        :param action: what it does, for the message of an error
+        """
+        with repository_errors(action):
+            self._database.run_in_transaction(work)
 
 
 class ConnectionKeyedStore(ChannelStore):
@@ -419,9 +476,8 @@ class ConnectionKeyedStore(ChannelStore):
         """Store the listener or the queue of a connection, which may be persisted later."""
         entry = storage.entry(storage.entry_key(connection_id), value)
         own_id = validate_key("an id", getattr(value, "id", connection_id))
-        with repository_errors("the object can't be persisted"), self._database.transaction():
-            self._executor.run(entries.UPSERT, **entry)
-            self._executor.run(set_own_id, key=entry["key"], own_id=own_id)
+        run = partial(self._executor.run_all, (entries.UPSERT, set_own_id), **entry, own_id=own_id)
+        self._write("the object can't be persisted", run)
 
     def connection_in(self, channel_id: str, connection_id: str) -> Connection:
         """One connection of a channel.
@@ -436,26 +492,25 @@ class ConnectionKeyedStore(ChannelStore):
     def delete_connection_in(self, channel_id: str, connection_id: str) -> None:
         """Delete a connection of a channel with its messages, its listener and its queue."""
         validate_key("a connection id", connection_id)
-        validate_key("a channel id", channel_id)
-        with repository_errors("the connection can't be deleted"), self._database.transaction():
-            self._run_all(sql.DELETE_CONNECTION_OF_CHANNEL, connection_id=connection_id, channel_id=channel_id)
+        ids = {"connection_id": connection_id, "channel_id": validate_key("a channel id", channel_id)}
+        self._delete("the connection can't be deleted", sql.DELETE_CONNECTION_OF_CHANNEL, **ids)
 
     def delete_listener(self, connection_id: str) -> None:
         """Delete the listener of a connection and, if that is persisted, the connection with its messages and queue."""
         entry_key = self.listeners.entry_key(connection_id)
-        with repository_errors("the listener can't be deleted"), self._database.transaction():
-            self._run_all(sql.DELETE_LISTENER_OBJECT, key=entry_key)
+        self._delete("the listener can't be deleted", sql.DELETE_CONNECTIONS_OF_LISTENER, entries.DELETE, key=entry_key)
 
     def delete_queue(self, connection_id: str) -> None:
         """Delete the queue of a connection and, if that is persisted, the connection with its messages and listener."""
         entry_key = self.queues.entry_key(connection_id)
-        with repository_errors("the queue can't be deleted"), self._database.transaction():
-            self._run_all(sql.DELETE_QUEUE_OBJECT, key=entry_key)
+        self._delete("the queue can't be deleted", sql.DELETE_CONNECTIONS_OF_QUEUE, entries.DELETE, key=entry_key)
 
-    def _lock_channel(self, channel_id: str) -> None:
-        entry_key = self.channel_objects.entry_key(channel_id)
-        self._executor.run(entries.INSERT_MISSING, **self.channel_objects.entry(entry_key, None))
-        self._executor.run(sql.INSERT_MISSING_CHANNEL, channel_id=channel_id, entry_key=entry_key, channel_type="")
+    def _share_channel(self, channel: Mapping[str, Any]) -> bool:
+        is_missing = False
+        while not self._executor.run(sql.SHARE_ENTRY, entry_key=channel["entry_key"]):
+            is_missing = True  # also where another transaction makes it, and deletes it again
+            self._executor.run(entries.INSERT_MISSING, **self.channel_objects.entry(channel["entry_key"], None))
+        return is_missing
 
     def _object_keys(self, connection_id: Any, listener_id: str, queue_id: str) -> tuple[str, str]:
         return connection_id, connection_id

@@ -1,4 +1,19 @@
-"""Statements on channels and connections. Their number does not grow with the connections of a channel."""
+"""Statements on channels and connections. Their number does not grow with the connections of a channel.
+
+Every transaction of this package locks rows in one order, so that none waits for another one in a circle:
+
+1. ``sse_message_ids``, by message id;
+2. ``kv_entries``, by key. The entry of a channel comes before those of listeners and queues, and is the lock of the
+   channel: who deletes the channel has it alone, who adds to it shares it;
+3. ``sse_channels``;
+4. ``sse_connections``, by id;
+5. ``sse_messages`` and ``sse_set_aside_messages``. Consumers skip what is locked;
+6. ``sse_event_logs``;
+7. ``sse_events``.
+
+A cascade of a foreign key locks what the deleted row owns, so that the owner comes first. What still conflicts, as two
+writers of an object that two channels share, is run again by ``Transactions.run``.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +41,6 @@ from sqlalchemy.orm import aliased
 from eric_sse_sql.execution.dialect import Construct, Dialect
 from eric_sse_sql.execution.statement import Statement, insert_row, upsert, upsert_rows
 from eric_sse_sql.models import ChannelRow, ConnectionRow, EventLogRow, EventRow, KvEntry, MessageRow, SetAsideRow
-from eric_sse_sql.sql import entries
 
 _CHANNEL = {
     "id": "channel_id",
@@ -133,8 +147,9 @@ def _queue_ids(sql: Dialect) -> Construct:
 
 
 def _mark_seen(sql: Dialect) -> Construct:
-    """Mark some connections as seen now."""
-    some = sql.in_list(ConnectionRow.id, "connection_ids")
+    """Mark some connections as seen now, but those that another writer has locked: it waits for none."""
+    unlocked = select(ConnectionRow.id).where(sql.in_list(ConnectionRow.id, "connection_ids"))
+    some = ConnectionRow.id.in_(unlocked.with_for_update(key_share=True, skip_locked=True))
     return update(ConnectionRow).where(some).values({ConnectionRow.seen_at: sql.now()})
 
 
@@ -221,10 +236,37 @@ def _upsert_connections(sql: Dialect) -> Construct:
     return upsert_rows(sql, ConnectionRow, _CONNECTION, keep="channel_id", insert_only="start_position")
 
 
-def _lock_channel(sql: Dialect) -> Construct:
-    return (
-        select(ChannelRow.id).where(ChannelRow.id == bindparam("channel_id")).with_for_update(read=True, key_share=True)
-    )
+def _share_entry(sql: Dialect) -> Construct:
+    """The entry of a channel, locked so that nothing deletes it until the end of the transaction."""
+    return _entry().with_for_update(read=True, key_share=True)
+
+
+def _lock_entry(sql: Dialect) -> Construct:
+    return _entry().with_for_update()
+
+
+def _entry() -> Construct:
+    return select(KvEntry.key).where(KvEntry.key == bindparam("entry_key"))
+
+
+def _lock_entries(sql: Dialect) -> Construct:
+    """Lock some entries, and the objects of some connections, in the order of their keys."""
+    return select(_locked(KvEntry.key, union_all(sql.unnest("keys"), *_objects_of(_by_ids(sql, ConnectionRow)))))
+
+
+def _objects_of(condition: Construct) -> list[Construct]:
+    """The keys of the listeners and the queues of connections."""
+    return [select(key).where(condition) for key in (ConnectionRow.listener_key, ConnectionRow.queue_key)]
+
+
+def _locked(key: Any, keys: Any) -> Construct:
+    """How many rows have one of some keys. They are locked in the order of their keys."""
+    rows = select(key).where(key.in_(keys)).order_by(key).with_for_update(of=key.class_)
+    return select(func.count()).select_from(rows.subquery()).scalar_subquery()
+
+
+def _by_ids(sql: Dialect, row: Any) -> Construct:
+    return sql.in_list(row.id, "connection_ids")
 
 
 def _insert_missing_channel(sql: Dialect) -> Construct:
@@ -253,7 +295,9 @@ def _set_own_id(key: Any, own_id: Any) -> Statement:
 UPSERT_CHANNEL = Statement(_upsert_channel)
 UPSERT_CONNECTIONS = Statement(_upsert_connections)
 INSERT_MISSING_CHANNEL = Statement(_insert_missing_channel)
-LOCK_CHANNEL = Statement(_lock_channel)
+SHARE_ENTRY = Statement(_share_entry)
+LOCK_ENTRY = Statement(_lock_entry)
+LOCK_ENTRIES = Statement(_lock_entries)
 OF_LISTENERS = Statement(_of_listeners)
 SET_LISTENER_ID = _set_own_id(ConnectionRow.listener_key, ConnectionRow.listener_id)
 SET_QUEUE_ID = _set_own_id(ConnectionRow.queue_key, ConnectionRow.queue_id)
@@ -264,9 +308,20 @@ _OF_QUEUES = (MessageRow, SetAsideRow)  # the tables whose rows belong to a queu
 Scope = Callable[[Dialect, Any], Construct]  # the condition that a connection's row is to be deleted
 
 
-def _deletions(scope: Scope) -> tuple[Statement, ...]:
-    """The statements that delete connections, with the objects and messages that no other connection needs."""
+class Deletion(NamedTuple):
+    """How connections are deleted: the arguments of ``Executor.run_all``."""
+
+    statements: tuple[Statement, ...]
+    lock: Statement  # of the objects, and then of the connections
+
+
+def _deletion(scope: Scope) -> Deletion:
+    """The deletion of connections, with the objects and messages that no other connection needs."""
     other = aliased(ConnectionRow)
+
+    def lock(sql: Dialect) -> Construct:
+        objects = union_all(*_objects_of(scope(sql, ConnectionRow)))
+        return select(_locked(KvEntry.key, objects), _locked(ConnectionRow.id, some(sql, ConnectionRow.id)))
 
     def some(sql: Dialect, column: Any) -> Construct:
         return select(column).where(scope(sql, ConnectionRow))
@@ -296,7 +351,8 @@ def _deletions(scope: Scope) -> tuple[Statement, ...]:
     def connections(sql: Dialect) -> Construct:
         return delete(ConnectionRow).where(scope(sql, ConnectionRow))
 
-    return *map(messages, _OF_QUEUES), Statement(objects), Statement(connections)
+    statements = *map(messages, _OF_QUEUES), Statement(objects), Statement(connections)
+    return Deletion(statements, Statement(lock))
 
 
 def _delete_of_channel(row: Any) -> Statement:
@@ -321,19 +377,15 @@ def _delete_of_queue(row: Any) -> Statement:
     return Statement(lambda sql: delete(row).where(row.queue_id == bindparam("queue_id")))
 
 
-DELETE_CONNECTION = _deletions(lambda sql, row: row.id == bindparam("connection_id"))
-DELETE_CONNECTION_OF_CHANNEL = _deletions(
+DELETE_CONNECTION = _deletion(lambda sql, row: row.id == bindparam("connection_id"))
+DELETE_CONNECTION_OF_CHANNEL = _deletion(
     lambda sql, row: (row.id == bindparam("connection_id")) & (row.channel_id == bindparam("channel_id"))
 )
-DELETE_CONNECTIONS = _deletions(lambda sql, row: sql.in_list(row.id, "connection_ids"))
-DELETE_CHANNEL = (
-    *_deletions(lambda sql, row: row.channel_id == bindparam("channel_id")),
-    *(_delete_of_channel(row) for row in (EventRow, EventLogRow)),
-    Statement(_delete_channel_object),
-    Statement(_delete_channel),
-)
-# An object may be stored without a connection, too.
-DELETE_LISTENER_OBJECT = *_deletions(lambda sql, row: row.listener_key == bindparam("key")), entries.DELETE
-DELETE_QUEUE_OBJECT = *_deletions(lambda sql, row: row.queue_key == bindparam("key")), entries.DELETE
+DELETE_CONNECTIONS = _deletion(_by_ids)
+DELETE_CONNECTIONS_OF_CHANNEL = _deletion(lambda sql, row: row.channel_id == bindparam("channel_id"))
+DELETE_CONNECTIONS_OF_LISTENER = _deletion(lambda sql, row: row.listener_key == bindparam("key"))
+DELETE_CONNECTIONS_OF_QUEUE = _deletion(lambda sql, row: row.queue_key == bindparam("key"))
 DELETE_CONNECTIONS_OF_OBJECT = Statement(_delete_connections_of_object)
+DELETE_CHANNEL = Statement(_delete_channel_object), Statement(_delete_channel)
+DELETE_LOG = tuple(map(_delete_of_channel, (EventLogRow, EventRow)))
 DELETE_OF_QUEUE = tuple(map(_delete_of_queue, _OF_QUEUES))

@@ -28,7 +28,8 @@ from eric_sse_sql.keys import LISTENERS
 from eric_sse_sql.models import TABLE_NAMES, MessageRow
 from eric_sse_sql.queues import broadcast
 from eric_sse_sql.sql import connections, events, messages
-from eric_sse_sql.sql.connections import DELETE_LISTENER_OBJECT
+from eric_sse_sql.sql.connections import DELETE_CONNECTIONS_OF_LISTENER
+from eric_sse_sql.sql.entries import DELETE
 
 DEPTH, SHORT = 10_000, 200  # the messages of a deep queue, and those of a queue beside a deep one
 CHANNELS, OTHERS = 1_000, 3  # the channels of somebody else, and the connections of each
@@ -355,8 +356,8 @@ class Calls:
         found = [connection.listener.id for connection in self.connections.load_all("ours")]
         key = f"{LISTENERS}/{found[0] if found else 'none'}"
         with self.database.transaction():
-            for statement in DELETE_LISTENER_OBJECT:
-                self.database.executor.run(statement, key=key)
+            self.database.executor.run_all(*DELETE_CONNECTIONS_OF_LISTENER, key=key)
+            self.database.executor.run(DELETE, key=key)
 
     def delete_channel(self) -> None:
         self.channels.delete("ours")
