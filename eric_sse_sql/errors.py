@@ -70,6 +70,13 @@ _NO_SQLITE_FILE = (
 )
 _NOT_A_DATABASE = "the SQLite file can't be opened: it is another kind of file, or encrypted; check the path of the URL"
 _READ_ONLY_FILE = "the SQLite database is read-only; check mode= in the URL, and the rights on the file and its folder"
+_DISK = (
+    "the disk has failed, or can't take the file: it is full, a quota or limit is used up, or it is out of reach; see "
+    "the system's log"
+)
+_DAMAGED = (
+    "the SQLite file is damaged (https://www.sqlite.org/howtocorrupt.html); stop its processes, and restore a backup"
+)
 _OTHER_THREAD = (
     "a SQLite connection is used in another thread than its own; make the engine without poolclass, or with "
     "connect_args={'check_same_thread': False}"
@@ -112,6 +119,8 @@ _SQLITE_ADVICE = {
     (5, "is locked"): _LOCKED,  # SQLITE_BUSY: by another connection
     (6, "is locked"): _LOCKED,  # SQLITE_LOCKED: by another connection to the same cache
     (8, "readonly database"): _READ_ONLY_FILE,  # SQLITE_READONLY
+    (10, "disk I/O error"): _DISK,  # SQLITE_IOERR
+    (11, "is malformed"): _DAMAGED,  # SQLITE_CORRUPT
     (13, "is full"): _FULL,  # SQLITE_FULL
     (14, "unable to open"): _NO_SQLITE_FILE,  # SQLITE_CANTOPEN
     (21, "in that same thread"): _OTHER_THREAD,  # an error of Python's, without a code

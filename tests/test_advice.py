@@ -1026,6 +1026,28 @@ def test_a_full_file_says_so(file: Path) -> None:
     engine.dispose()
 
 
+def test_a_disk_that_takes_no_more_of_the_file_says_so(file: Path) -> None:
+    resource: Any = pytest.importorskip("resource", reason="this system limits the size of no file")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Database(f"sqlite:///{file}") as database:
+        storage = SqlStorageEngine(database)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))
+        try:
+            with refused("the disk has failed, or can't take the file"):
+                storage.upsert("key", b"x" * 2_000_000)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        storage.upsert("key", b"x" * 2_000_000)
+
+
+def test_a_damaged_file_says_so(file: Path) -> None:
+    with file.open("r+b") as pages:
+        pages.seek(4096)
+        pages.write(b"x" * (file.stat().st_size - 4096))
+    with Database(f"sqlite:///{file}") as database, refused("the SQLite file is damaged"):
+        SqlStorageEngine(database).upsert("key", 1)
+
+
 def test_a_connection_of_another_thread_says_what_to_do(tmp_path: Path) -> None:
     engine = create_engine("sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": True})
     made: list[sqlite3.Connection] = []
