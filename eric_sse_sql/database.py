@@ -317,6 +317,7 @@ class Database(PersistentReference):
         """
         with repository_errors("the messages that were set aside can't be put back"), self.transaction():
             self.executor.run(messages.RETRY_SET_ASIDE)
+            self.executor.transactions.after_commit(self.watcher.forget_heads)
             return self.executor.change(messages.DELETE_SET_ASIDE)
 
     # Life

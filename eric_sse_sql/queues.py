@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from typing import Any, Protocol, TypeVar
 
 from eric_sse.connection import Connection
@@ -35,6 +35,9 @@ MAX_LEASE_SECONDS = YEAR_SECONDS
 MAX_BATCH = 2**31 - 1  # messages
 _DATABASE = "write Database(url), or Database(engine)"
 MAX_TAKEN_BYTES = 8 * 1024 * 1024  # of the messages that are taken at once; a single one may be larger
+
+TAKEN_ID = itemgetter(TakenMessage._fields.index("id"))
+LEASED_ID = itemgetter(LeasedMessage._fields.index("id"))
 
 Taken = TypeVar("Taken")
 
@@ -221,7 +224,7 @@ class SqlQueue(PersistableQueue):
             return self.log.pop()
         with repository_errors("the message can't be popped"):
             while True:
-                row = TakenMessage._make(self._first(messages.POP))
+                row = TakenMessage._make(self._first(messages.POP, TAKEN_ID))
                 try:
                     return self.decoded(row.message)
                 except RepositoryError as error:
@@ -240,7 +243,7 @@ class SqlQueue(PersistableQueue):
         """
         validate_number("most", most, 0, MAX_BATCH, whole=True)
         with repository_errors("the messages can't be taken"), self._database.transaction():
-            rows = self._database.executor.run(messages.TAKE, queue_id=self._queue_id, count=most, bytes=max_bytes)
+            rows = self._search(messages.TAKE, TAKEN_ID, count=most, bytes=max_bytes)
             return sorted(map(TakenMessage._make, rows), key=attrgetter("id"))
 
     def put_back(self, rows: Iterable[TakenMessage], since: float | None = None) -> None:
@@ -267,6 +270,7 @@ class SqlQueue(PersistableQueue):
             stored = {row.id: row for row in map(StoredMessage._make, executor.run(messages.OF_IDS, ids=ids))}
             displaced = [row for row in taken if stored.get(row.id, row.identity) != row.identity]
             executor.run_many(messages.PUT_AT_END, [row._asdict() for row in displaced])
+            self._note_back(min(row.id for row in taken))
 
         with repository_errors("the messages can't be put back"):
             self._database.run_in_transaction(put_back)
@@ -345,7 +349,7 @@ class SqlQueue(PersistableQueue):
         with repository_errors("the message can't be received"):
             lease = executor.dialect.seconds_value(seconds)
             while True:
-                leased = LeasedMessage._make(self._first(messages.LEASE, lease=lease))
+                leased = LeasedMessage._make(self._first(messages.LEASE, LEASED_ID, lease=lease))
                 try:
                     return leased, self.decoded(leased.message)
                 except RepositoryError as error:
@@ -354,14 +358,14 @@ class SqlQueue(PersistableQueue):
                         for row in executor.run(messages.DISCARD, **held):
                             self.set_aside(TakenMessage._make(row), error)
 
-    def _first(self, statement: Statement, **parameters: Any) -> Row:
+    def _first(self, statement: Statement, id_of: Callable[[Row], int], **parameters: Any) -> Row:
         """The row of the first message, unless the queue is known to be empty."""
         database, watch, known = self._database, self._watch or self.watch, self._empty_version
         # The fastest path of a consumer that asks again and again: is_known_empty, without its calls.
         if known == watch.version and database.watcher.is_trusted and not database.executor.transactions.is_open():
             raise NoMessagesException
         version = watch.arm()
-        rows = database.executor.run(statement, queue_id=self._queue_id, **parameters)
+        rows = self._search(statement, id_of, **parameters)
         if rows:
             self._empty_version = None
             return rows[0]
@@ -370,6 +374,22 @@ class SqlQueue(PersistableQueue):
                 database.background.poller.start()
             self._empty_version = version
         raise NoMessagesException
+
+    def _search(self, statement: Statement, id_of: Callable[[Row], int], **parameters: Any) -> Sequence[Row]:
+        """The rows of a statement that takes the first messages."""
+        executor = self._database.executor
+        if not executor.driver.keeps_deleted_rows:
+            return executor.run(statement, queue_id=self._queue_id, **parameters)
+        run = partial(executor.run, statement, queue_id=self._queue_id, **parameters)
+
+        def open_writers() -> frozenset[str]:
+            return frozenset(name for (name,) in executor.run(messages.OPEN_WRITERS))
+
+        return self.watch.head.search(lambda after: run(after=after), id_of, open_writers)
+
+    def _note_back(self, message_id: int) -> None:
+        """Note that a message gets its old place back."""
+        self._database.executor.transactions.after_commit(lambda: self.watch.head.forget(message_id))
 
     @contextmanager
     def _delivered(self, taken: tuple[LeasedMessage, MessageContract], lease: float) -> Iterator[Delivery]:
@@ -380,6 +400,7 @@ class SqlQueue(PersistableQueue):
         except BaseException:
             with suppress(RepositoryError), repository_errors("the message can't be released"):
                 self._database.publisher.publish(messages.RELEASE, [self._queue_id], **held)  # or the lease expires
+                self._note_back(leased.id)
             raise
         with repository_errors("the message can't be acknowledged"):
             if not self._database.executor.run(messages.ACKNOWLEDGE, **held):

@@ -39,11 +39,18 @@ class Dialect(Protocol):
     def list_value(self, values: Sequence[str]) -> Any:
         """The value to bind for such a list."""
 
-    def ordered_range(self, group: Any, number: Any, value: Any) -> tuple[Construct, tuple[Any, ...]]:
+    def ordered_range(
+        self, group: Any, number: Any, value: Any, after: str | None = None
+    ) -> tuple[Construct, tuple[Any, ...]]:
         """The condition that selects the rows of a group, and the columns that order them by number.
 
         Both are written so that Postgres reads them from the index over (group, number), in order.
+
+        :param after: the name of the parameter with the number after which they begin, where deleted rows are kept
         """
+
+    def open_writers(self, model: Any) -> Construct:
+        """A SELECT of the names of the transactions that write, or have written, to a table and have not ended."""
 
     def first_of_each(self, rows: Any, key: Any) -> tuple[Any, Construct]:
         """What to join, and on which condition, to get the first rows of a SELECT for each row that it refers to.

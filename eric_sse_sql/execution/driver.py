@@ -68,6 +68,8 @@ class Driver(Protocol):
     has_schemas: bool
     #: Whether a failed statement aborts the transaction around it.
     fails_transactions: bool
+    #: Whether a search passes deleted rows, as long as an open transaction may read them.
+    keeps_deleted_rows: bool
 
     # A statement by itself
 

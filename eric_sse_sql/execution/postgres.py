@@ -30,6 +30,7 @@ from sqlalchemy import (
     literal_column,
     or_,
     select,
+    table,
     true,
     tuple_,
 )
@@ -139,11 +140,23 @@ class PostgresDialect:
         return rows.lateral("first"), true()
 
     @staticmethod
-    def ordered_range(group: Any, number: Any, value: Any) -> tuple[Construct, tuple[Any, ...]]:
+    def ordered_range(
+        group: Any, number: Any, value: Any, after: str | None = None
+    ) -> tuple[Construct, tuple[Any, ...]]:
         # A row-value range. With "=", the planner may walk the index of the numbers, through the rows of all groups.
         row = tuple_(group, number)
-        first, last = (tuple_(value, literal_column(at)) for at in ("0", str(2**63 - 1)))
-        return and_(row >= first, row <= last), (group, number)
+        before: Construct = bindparam(after, type_=BigInteger) if after else literal_column("0")
+        return and_(row > tuple_(value, before), row <= tuple_(value, literal_column(str(2**63 - 1)))), (group, number)
+
+    @staticmethod
+    def open_writers(model: Any) -> Construct:
+        # A transaction takes this lock before it takes the number of the row that it inserts, and until its end.
+        lock = table("pg_locks", column("virtualtransaction", Text), column("relation"), column("mode", Text))
+        relation = table("pg_class", column("oid"), column("relname", Text))
+        tables = select(relation.c.oid).where(relation.c.relname == literal_column(f"'{model.__tablename__}'"))
+        return select(lock.c.virtualtransaction).where(
+            lock.c.relation.in_(tables), lock.c.mode == literal_column("'RowExclusiveLock'")
+        )
 
     @staticmethod
     def lookup_join(key: Any, value: Any, *columns: Any) -> tuple[Any, Construct]:
@@ -276,6 +289,7 @@ class PostgresDriver:
     binds_columns = True
     has_schemas = True
     fails_transactions = True
+    keeps_deleted_rows = True
 
     def __init__(self, engine: Engine, *, owns_engine: bool, through_proxy: bool = False) -> None:
         _check_statements(engine)

@@ -131,8 +131,14 @@ class SqliteDialect:
         return row, row.c[key.key].in_(rows.with_only_columns(key))
 
     @staticmethod
-    def ordered_range(group: Any, number: Any, value: Any) -> tuple[Construct, tuple[Any, ...]]:
+    def ordered_range(
+        group: Any, number: Any, value: Any, after: str | None = None
+    ) -> tuple[Construct, tuple[Any, ...]]:
         return group == value, (number,)
+
+    @staticmethod
+    def open_writers(model: Any) -> Construct:
+        return select(literal_column("''")).where(literal_column("0"))
 
     @staticmethod
     def lookup_join(key: Any, value: Any, *columns: Any) -> tuple[Any, Construct]:
@@ -211,6 +217,7 @@ class SqliteDriver:
     binds_columns = False
     has_schemas = False
     fails_transactions = False
+    keeps_deleted_rows = False
 
     def __init__(self, engine: Engine, *, owns_engine: bool) -> None:
         _check_version(engine)

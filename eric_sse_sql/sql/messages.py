@@ -124,9 +124,14 @@ def _push_to_channel(sql: Dialect) -> Construct:
     )
 
 
-def _available(sql: Dialect, queue_id: Construct, limit: Construct, *further: Construct) -> Construct:
-    """The first messages of a queue that no consumer has leased or is taking, locked."""
-    of_queue, order = sql.ordered_range(MessageRow.queue_id, MessageRow.id, queue_id)
+def _available(
+    sql: Dialect, queue_id: Construct, limit: Construct, *further: Construct, after: str | None = None
+) -> Construct:
+    """The first messages of a queue that no consumer has leased or is taking, locked.
+
+    :param after: the bound id after which the search begins, where deleted rows make it slow
+    """
+    of_queue, order = sql.ordered_range(MessageRow.queue_id, MessageRow.id, queue_id, after)
     available = select(MessageRow.id, *further).where(of_queue, _is_unleased(sql)).order_by(*order).limit(limit)
     return available.with_for_update(skip_locked=True)
 
@@ -142,7 +147,7 @@ def _is_unleased(sql: Dialect) -> Construct:
 def _is_first(sql: Dialect) -> Construct:
     # "=" and not IN, with which Postgres may run the subquery, which locks, several times. LIMIT is a literal, since
     # with a bound LIMIT Postgres plans for a tenth of all rows.
-    return MessageRow.id == _available(sql, _queue_id(), literal_column("1")).scalar_subquery()
+    return MessageRow.id == _available(sql, _queue_id(), literal_column("1"), after="after").scalar_subquery()
 
 
 def _whole_row() -> list[Construct]:
@@ -157,7 +162,7 @@ def _take(sql: Dialect) -> Construct:
     """Delete the first messages of a queue, of so many bytes together, and one at least. They come in any order."""
     size = func.length(MessageRow.message).label("size")
     # MATERIALIZED, since Postgres may otherwise run the subquery, which locks, several times.
-    available = _available(sql, _queue_id(), bound_limit(), size)
+    available = _available(sql, _queue_id(), bound_limit(), size, after="after")
     first = available.cte("first").prefix_with("MATERIALIZED", dialect="postgresql")
     return _delete_within_bytes(sql, first, [first.c.id])
 
@@ -189,6 +194,10 @@ def _with_messages(sql: Dialect) -> Construct:
     queue = sql.unnest("queue_ids").subquery("queue").c[0]
     has_one = exists().where(MessageRow.queue_id == queue, _is_unleased(sql))
     return select(queue).where(has_one)
+
+
+def _open_writers(sql: Dialect) -> Construct:
+    return sql.open_writers(MessageRow)
 
 
 def _notify(sql: Dialect) -> Construct:
@@ -306,6 +315,7 @@ PUT_AT_END = Statement(_put_at_end)
 OF_IDS = Statement(_of_ids)
 LOCKED_OF_IDS = Statement(_locked_of_ids)
 WITH_MESSAGES = Statement(_with_messages)
+OPEN_WRITERS = Statement(_open_writers)
 NOTIFY = Statement(_notify)
 LEASE = Statement(_lease)
 ACKNOWLEDGE = Statement(_acknowledge)

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from weakref import WeakValueDictionary
 
+from eric_sse_sql.wakeups.queue_head import QueueHead
 from eric_sse_sql.wakeups.topics import Topics
 
 logger = logging.getLogger("eric_sse_sql")
@@ -24,6 +25,7 @@ class QueueWatch:
         "_callbacks",
         "_lock",
         "channels",
+        "head",
         "is_armed",
         "mark",
         "queue_id",
@@ -35,6 +37,7 @@ class QueueWatch:
         self.queue_id = queue_id
         self.topics = topics  # of the notifications that are about it
         self.channels: tuple[ChannelWatch, ...] = ()  # whose broadcasts reach the queue, as far as that is known
+        self.head = QueueHead()
         self.version = 0
         self.is_armed = False  # whether the next message of another process changes the version
         self.mark: object = None  # how far a log was read

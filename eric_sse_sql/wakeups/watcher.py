@@ -118,6 +118,11 @@ class QueueWatcher:
             self.trusted_until = began + FALLBACK_SECONDS
         return seconds
 
+    def forget_heads(self) -> None:
+        """Search from the beginning of all queues again."""
+        for watch in _living(self._watches):
+            watch.head.forget()
+
     def close(self) -> None:
         """Bump all watches, so that each waiter finds the database closed."""
         self.trusted_until = 0.0
