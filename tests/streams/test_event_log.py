@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from contextlib import aclosing
 from datetime import timedelta
 from typing import Any
 
@@ -206,6 +207,47 @@ def test_a_wait_that_ends_without_an_event_has_seen_those_of_others(database: Da
         return waiter.cursor
 
     assert run(main) == 3
+
+
+# Positions
+
+
+@pytest.mark.parametrize("moment", ["both are open", "one has ended", "both have ended"])
+def test_the_position_of_a_connection_is_that_of_its_furthest_stream(database: Database, moment: str) -> None:
+    channel, (listener,) = logged(database)
+    for n in range(4):
+        channel.broadcast(Message("n", n))
+    write_positions = database.watcher.presence.write_positions
+
+    async def main() -> None:
+        async with aclosing(channel.message_stream(listener)) as behind:
+            async with aclosing(channel.message_stream(listener)) as ahead:
+                for _ in range(4):
+                    await anext(ahead)
+                for _ in range(2):
+                    await anext(behind)
+                if moment == "both are open":
+                    await asyncio.to_thread(write_positions)
+            if moment == "one has ended":
+                await asyncio.to_thread(write_positions)
+        await asyncio.to_thread(write_positions)
+
+    run(main)
+    assert data(run(lambda: events(channel, listener, 1))) == [3]
+
+
+def test_a_stream_with_the_id_of_another_listener_gets_nothing_from_before_its_connection(database: Database) -> None:
+    channel, (listener,) = logged(database)
+    for n in range(2):
+        channel.broadcast(Message("n", n))
+    (first,) = run(lambda: events(channel, listener, 1))
+    new_id = channel.add_listener().id
+    SqlSSEChannelRepository(database).persist(channel)
+    channel.broadcast(Message("n", 2))
+    loaded = SqlSSEChannelRepository(database).load_one("feed")
+    new = loaded.get_listener(new_id)
+    new.start()
+    assert data(run(lambda: events(loaded, new, 1, first["id"]))) == [2]
 
 
 # Faults

@@ -467,6 +467,27 @@ class Schedule(RuleBasedStateMachine):
         self.expire(self.life.last - self.life.first - kept, False)
         self.read(pick, count)
 
+    @rule(pick=PICKS, count=st.integers(1, 10), worker=WORKERS)
+    def wait_while_events_of_another_come_and_go(self, pick: int, count: int, worker: int) -> None:
+        """A stream that waits has examined the events of others: that they expire, it need not report."""
+        if not self.readers:
+            return
+        reader = self.readers[pick % len(self.readers)]
+        others = [key for key, listener in self.listeners.items() if listener.worker is None]
+        others = [key for key in others if key != reader.listener_id]
+        if not others or reader.life is not self.life or reader.listener_id not in self.listeners:
+            return
+        while self.has_more(reader):
+            self.read_one(reader)
+        for _ in range(count):
+            number = next(self.numbers)
+            self.channels[worker].dispatch(others[0], message(number, 0))
+            self.appended(worker, Entry(number, others[0]))
+            self.wait(reader)
+        self.expire(self.life.last - self.life.first, False)
+        self.broadcast(worker, 0)
+        self.read_one(reader)
+
     @rule(pick=PICKS)
     def close(self, pick: int) -> None:
         if self.readers:

@@ -147,6 +147,17 @@ def test_expired_events_cause_a_reset(shared_url: URL) -> None:
             assert payloads(other.read(2, events[3]["id"])) == ["reset", 5]
 
 
+def test_another_token_in_the_id_of_a_last_event_that_has_expired_causes_a_reset(shared_url: URL) -> None:
+    with opened(shared_url) as database:
+        feed = Feed(database)
+        feed.push(0, 1)
+        last = feed.read(2)[-1]["id"]
+        expire(database)
+        with elsewhere(feed) as other:
+            assert asyncio.run(is_silent(other, last))
+            assert payloads(other.read(1, f"{last}9")) == ["reset"]
+
+
 @contextmanager
 def elsewhere(feed: Feed) -> Iterator[Feed]:
     """The same listener in another worker, which has read nothing of the log yet."""
