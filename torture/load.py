@@ -212,9 +212,9 @@ class _Ledger:
     def check_popped(self, journals: list[list[Call]], left: list[Message]) -> None:
         """A pop that was interrupted may have taken one message; no message is delivered twice."""
         taken = [[_message(call.lines[0].words) for call in each if call.outcome == DONE] for each in journals]
-        interrupted = sum(call.outcome == UNKNOWN for each in journals for call in each)
-        self.check_sequences([*taken, left], interrupted)
-        self._check(roles.POP, [message for each in [*taken, left] for message in each], may_lose=interrupted)
+        in_doubt = sum(call.outcome == UNKNOWN for each in journals for call in each)
+        self.check_sequences([*taken, left], _interrupted(journals))
+        self._check(roles.POP, [message for each in [*taken, left] for message in each], may_lose=in_doubt)
 
     def check_received(self, journals: list[list[Call]], left: list[Message]) -> None:
         """A message that was acknowledged is never delivered again; one that was not stays."""
@@ -227,12 +227,12 @@ class _Ledger:
                 _message(line.words) for call in journal for line in call.lines
                 if line.what == GOT and line.words[2] == "1"
             ])  # fmt: skip
-        self.check_sequences(first, sum(call.is_interrupted for each in journals for call in each))
+        self.check_sequences(first, _interrupted(journals))
         self._check(roles.LEASE, done + left, may_miss=doubtful)
 
     def check_relayed(self, journals: list[list[Call]], left: list[Message], relayed: list[Message]) -> None:
         """Each message is in one of the two queues, once."""
-        self.check_sequences([relayed], sum(call.is_interrupted for each in journals for call in each))
+        self.check_sequences([relayed], _interrupted(journals))
         self._check(roles.RELAY, left + relayed)
 
     def _check(self, queue: str, found: list[Message], *, may_lose: int = 0, may_miss: Iterable[Message] = ()) -> None:
@@ -253,6 +253,10 @@ class _Ledger:
                 disordered += number < last.get(producer, -1)
                 last[producer] = max(number, last.get(producer, -1))
         self.disordered += max(0, disordered - interrupted)
+
+
+def _interrupted(journals: list[list[Call]]) -> int:
+    return sum(call.is_interrupted for journal in journals for call in journal)
 
 
 def _message(words: tuple[str, ...]) -> Message:
