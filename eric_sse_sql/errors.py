@@ -159,16 +159,18 @@ _OTHER_ADVICE = (
 
 class OutcomeUnknown(RepositoryError):
     """The outcome of a call is not known: the connection broke after its statement, or its COMMIT, was sent, and before
-    the server's reply was received. It may have been done, wholly, or not at all.
+    the server's reply was received; or SQLite was interrupted. It may have been done, wholly, or not at all.
 
     Only calls that write raise it, with the driver's exception as its cause.
+
+    :param happened: what has happened
     """
 
-    def __init__(self) -> None:
+    def __init__(self, happened: str = "the connection broke before the server had replied") -> None:
         super().__init__(
-            "the connection broke before the server had replied, so that the outcome is unknown: the call may have "
-            "been done, wholly, or not at all. Look whether it was, or repeat it: a message is added once if it is "
-            "pushed again with the message_id of the first call, and what is stored or deleted may be so again"
+            f"{happened}, so that the outcome is unknown: the call may have been done, wholly, or not at all. Look "
+            "whether it was, or repeat it: a message is added once if it is pushed again with the message_id of the "
+            "first call, and what is stored or deleted may be so again"
         )
 
 

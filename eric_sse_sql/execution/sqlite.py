@@ -23,7 +23,9 @@ from sqlalchemy import (
     type_coerce,
 )
 from sqlalchemy.dialects import sqlite
+from sqlalchemy.exc import DBAPIError
 
+from eric_sse_sql.errors import OutcomeUnknown, driver_error
 from eric_sse_sql.execution.busy_retry import BusyRetry, has_code
 from eric_sse_sql.execution.dialect import Construct, Dialect
 from eric_sse_sql.execution.driver import CommitSignal, DriverConnection
@@ -263,9 +265,14 @@ class SqliteDriver:
         if files is None:
             files = connection.session = self._files(connection.driver, connection.pooled.info)
         files.check()
-        if self._retry:
-            return self._retry.execute(connection.driver, compiled.sql, values)
-        return cast(Sequence[Row], connection.driver.execute(compiled.sql, values).fetchall())
+        try:
+            if self._retry:
+                return self._retry.execute(connection.driver, compiled.sql, values)
+            return cast(Sequence[Row], connection.driver.execute(compiled.sql, values).fetchall())
+        except sqlite3.OperationalError as error:
+            if compiled.writes:
+                _check_interrupt(error)
+            raise
 
     def needs_transaction(self, compiled: Compiled) -> bool:
         return self._retry is not None and compiled.writes
@@ -275,7 +282,12 @@ class SqliteDriver:
             self._check_not_shared(_driver(connection))
             self.check_files(_driver(connection), connection.info)
             connection.begin()
-            rows = fetch_rows(connection, compiled, values)
+            try:
+                rows = fetch_rows(connection, compiled, values)
+            except DBAPIError as error:
+                if compiled.writes:
+                    _check_interrupt(error)
+                raise
             connection.commit()
             return rows
 
@@ -365,10 +377,14 @@ class SqliteDriver:
 
     def commit(self, connection: Connection) -> None:
         self.check_begun(connection)
-        connection.commit()
-        driver = _driver(connection)
-        if _is_explicit(driver):
-            driver.execute("COMMIT")
+        try:
+            connection.commit()
+            driver = _driver(connection)
+            if _is_explicit(driver):
+                driver.execute("COMMIT")
+        except (DBAPIError, sqlite3.OperationalError) as error:
+            _check_interrupt(error)
+            raise
 
     def roll_back(self, connection: Connection) -> None:
         # SQLAlchemy rolls nothing back where an event listener has stopped a commit, or in autocommit if told so.
@@ -452,6 +468,15 @@ def _rolled_back() -> RepositoryError:
         "a statement of the transaction has failed, and SQLite has rolled all of it back; let the error of that "
         "statement leave the block, and run the whole transaction again"
     )
+
+
+def _check_interrupt(error: Exception) -> None:
+    """
+    :raises OutcomeUnknown: for an interrupt, which SQLite may report after it has committed
+    """
+    cause = driver_error(error)
+    if isinstance(cause, sqlite3.Error) and has_code(cause, ("SQLITE_INTERRUPT",), ("interrupted",)):
+        raise OutcomeUnknown("SQLite was interrupted") from cause
 
 
 def _driver(connection: Connection) -> sqlite3.Connection:
