@@ -9,6 +9,7 @@ from typing import NamedTuple
 from eric_sse_sql.execution.statement import Row
 
 SLOW_SECONDS = 0.001  # a longer search from the beginning may have passed many deleted rows
+SLOW_SEARCHES = 20  # so many in a row are slow before anything else is asked for
 MAX_DUTY_CYCLE = 0.2  # the share of the time that searches from the beginning may take while they are slow
 MIN_GAIN = 2.0  # how many times faster the other searches must be
 USELESS_SECONDS = 30.0  # until the next attempt, where they are not
@@ -40,6 +41,7 @@ class QueueHead:
     def __init__(self) -> None:
         self.after = 0  # searches begin after this id; 0 for the beginning
         self._candidate: _Candidate | None = None
+        self._slow = 0  # searches from the beginning in a row that were slow
         self._next_full = 0.0  # when the next search begins at the beginning, on the clock of time.monotonic()
         self._fastest = float("inf")  # seconds of a search that began after an id
         self._attempt_after = 0.0  # when ids may be used again, where that was no faster
@@ -65,7 +67,8 @@ class QueueHead:
         rows = run(0)
         ended = time.monotonic()
         self._next_full = ended + (ended - began) / MAX_DUTY_CYCLE
-        if ended - began < SLOW_SECONDS or ended < self._attempt_after:
+        self._slow = self._slow + 1 if ended - began >= SLOW_SECONDS else 0
+        if self._slow < SLOW_SEARCHES or ended < self._attempt_after:
             self.forget()
         elif ended - began < MIN_GAIN * self._fastest < float("inf"):
             self._attempt_after = ended + USELESS_SECONDS

@@ -23,6 +23,12 @@ DELETED = 20_000  # messages at the head of the queue
 SEARCHES = 3  # from the beginning, before others begin after an id
 
 
+@pytest.fixture(autouse=True)
+def after_one_slow_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ids are used after one slow search, not after many."""
+    monkeypatch.setattr(queue_head, "SLOW_SEARCHES", 1)
+
+
 @pytest.fixture
 def url(new_postgres: Callable[[], URL]) -> URL:
     made = new_postgres()
