@@ -32,7 +32,7 @@ from eric_sse_sql.streams.source import in_thread
 from eric_sse_sql.wakeups.presence import OpenStream
 from eric_sse_sql.wakeups.queue_watch import QueueWatch
 
-PLACE_SECONDS = 30.0  # for which a stream trusts what was looked up of its connection
+PLACE_SECONDS = 10.0  # for which a stream trusts what was looked up of its connection
 
 logger = logging.getLogger("eric_sse_sql")
 

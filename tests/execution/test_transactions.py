@@ -51,10 +51,10 @@ def test_an_inner_transaction_is_rolled_back_without_the_outer_one(database: Dat
         storage.fetch_one("inner")
 
 
-def test_a_savepoint_that_is_gone_is_a_repository_error(database: Database) -> None:
+def test_an_error_of_the_application_is_raised_though_its_savepoint_is_gone(database: Database) -> None:
     storage = SqlStorageEngine(database)
     with (
-        pytest.raises(RepositoryError, match="the savepoint can't be rolled back"),
+        pytest.raises(ApplicationError),
         database.transaction(),
         database.transaction(),
     ):

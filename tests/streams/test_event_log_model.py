@@ -241,7 +241,10 @@ class Schedule(RuleBasedStateMachine):
         if listener_id := self.picked(pick, pick % 2):
             number = next(self.numbers)
             queue_of(self.channels[pick % 2], listener_id).push(message(number, 0))
-            self.appended(pick % 2, Entry(number, listener_id))
+            listener = self.listeners[listener_id]
+            if listener.start is None:  # other connections that are not stored do not begin before it
+                listener.start = self.life.last
+            self.life.entries.append(Entry(number, listener_id))
 
     @rule(pick=PICKS)
     def push_by_another_object(self, pick: int) -> None:
@@ -254,6 +257,10 @@ class Schedule(RuleBasedStateMachine):
             queue = queue_of(self.channels[0], listener_id)
             SqlQueue(self.databases[0], queue.id).push(message(number, 0))
             self.listeners[listener_id].pushed.append(number)
+            for channel in self.channels:  # a stream trusts what was looked up before it, and would not look
+                held = channel.identity_map.get(listener_id)
+                if held is not None and held.cursor is not None:
+                    held.cursor.take_place()
 
     @rule(worker=WORKERS, pick=PICKS, way=st.sampled_from(["deliver_next", "pop"]), count=st.integers(1, 3))
     def pop(self, worker: int, pick: int, way: str, count: int) -> None:

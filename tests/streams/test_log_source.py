@@ -117,15 +117,6 @@ def test_two_streams_of_one_listener_get_every_message(feed: Feed) -> None:
     assert [payloads(events) for events in asyncio.run(main())] == [list(range(20))] * 2
 
 
-def test_events_that_have_expired_are_in_the_memory_of_a_worker_that_has_read_them(
-    feed: Feed, database: Database
-) -> None:
-    feed.push(*range(3))
-    events = feed.read(3)
-    expire(database)
-    assert payloads(feed.read(2, events[0]["id"])) == [1, 2]
-
-
 def test_expired_events_cause_a_reset(shared_url: URL) -> None:
     with opened(shared_url) as database:
         feed = Feed(database)
