@@ -22,6 +22,7 @@ PROGRAM = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin
 MODES = "session", "transaction"
 SUITE_SECONDS = 600
 POOL_SIZE = 20
+MAX_FINDINGS, MAX_CHARACTERS = 10, 200  # of failed tests in the report
 
 
 def run(bench: Bench) -> Iterator[Outcome]:
@@ -43,7 +44,7 @@ def run(bench: Bench) -> Iterator[Outcome]:
 
 
 def _run_suite(url: str, outcome: Outcome) -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-k", "postgres", str(TESTS / "contract")]
+    command = [sys.executable, "-m", "pytest", "-q", "-rfE", "-n", "0", "-k", "postgres", str(TESTS / "contract")]
     done = subprocess.run(
         command,
         cwd=TESTS.parent,
@@ -55,7 +56,8 @@ def _run_suite(url: str, outcome: Outcome) -> None:
     counts = {what: int(count) for count, what in re.findall(r"(\d+) (passed|failed|error)", done.stdout)}
     outcome.calls, outcome.acknowledged = sum(counts.values()), counts.get("passed", 0)
     outcome.load = f"{outcome.calls} tests"
-    outcome.findings += [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    outcome.findings += [line[:MAX_CHARACTERS] for line in failed[:MAX_FINDINGS]]
     if done.returncode and not outcome.findings:
         outcome.findings.append(f"pytest has ended with {done.returncode}: {done.stdout[-300:]}{done.stderr[-300:]}")
 
@@ -71,7 +73,7 @@ def pgbouncer(cluster: Cluster, mode: str) -> Iterator[int]:
         settings = {
             "listen_addr": "127.0.0.1", "listen_port": port, "auth_type": "any", "auth_file": folder / "users",
             "pool_mode": mode, "default_pool_size": POOL_SIZE, "max_client_conn": 500, "unix_socket_dir": "",
-            "server_idle_timeout": 1, "max_prepared_statements": 0, "ignore_startup_parameters": "extra_float_digits",
+            "server_idle_timeout": 1, "ignore_startup_parameters": "extra_float_digits",
         }  # fmt: skip
         lines = "".join(f"{name} = {value}\n" for name, value in settings.items())
         server = f"[databases]\n* = host=127.0.0.1 port={cluster.port} user=postgres\n[pgbouncer]\n"
