@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, make_url, text
@@ -27,6 +28,8 @@ from support.upstream import upstream_storage
 BACKENDS = ("sqlite-memory", "sqlite-file", "postgres")
 SHARED_BACKENDS = ("sqlite-file", "postgres")  # those that several processes can open
 MOST_DELETED_BYTES = 2**20  # of tables and indexes that are emptied by deleting, which leaves dead rows
+# Of an application's engine, where ERIC_SSE_SQL_TEST_POSTGRES_URL leads through a pooler of transactions.
+THROUGH_POOLER: dict[str, Any] = {"connect_args": {"prepare_threshold": None}}
 QUEUE_BACKENDS = [
     *((backend, "own engine", SqlQueue) for backend in BACKENDS),
     *((backend, "own engine", BlockingQueueWithoutWait) for backend in BACKENDS),
@@ -183,7 +186,8 @@ def _database(
     backend: str, request: pytest.FixtureRequest, tmp_path: Path, engine: str = "own engine"
 ) -> Iterator[Database]:
     with _url(backend, request, tmp_path) as url, ExitStack() as stack:
-        bind = url if engine == "own engine" else stack.enter_context(application_engine(url))
+        options = THROUGH_POOLER if backend == "postgres" and "ERIC_SSE_SQL_TEST_POSTGRES_POOLER" in os.environ else {}
+        bind = url if engine == "own engine" else stack.enter_context(application_engine(url, **options))
         made = stack.enter_context(opened(bind))
         if backend == "sqlite-memory":
             template = stack.enter_context(closing(sqlite3.connect(request.getfixturevalue("migrated_sqlite"))))

@@ -48,7 +48,7 @@ def _run_suite(url: str, outcome: Outcome) -> None:
     done = subprocess.run(
         command,
         cwd=TESTS.parent,
-        env={**os.environ, "ERIC_SSE_SQL_TEST_POSTGRES_URL": url},
+        env={**os.environ, "ERIC_SSE_SQL_TEST_POSTGRES_URL": url, "ERIC_SSE_SQL_TEST_POSTGRES_POOLER": "1"},
         capture_output=True,
         text=True,
         timeout=SUITE_SECONDS,
