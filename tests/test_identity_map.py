@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import pytest
+from sqlalchemy import URL, event
 
 from eric_sse_sql.contract import ERIC_SSE_2_0
 from support.catalog import table_counts
@@ -213,6 +214,28 @@ def test_a_listener_that_a_thread_persists_while_another_one_lists_all_stays_hel
     Slow.meanwhile = lambda: repository.persist(channel)
     assert added in [each.listener for each in channel.get_connections()]
     assert channel.get_listener(added.id) is added
+
+
+def test_a_changed_listener_that_is_deleted_while_it_is_persisted_stays_deleted(shared_url: URL) -> None:
+    with Database(shared_url) as database, Database(shared_url) as other_database:
+        repository, other = SqlSSEChannelRepository(database), SqlSSEChannelRepository(other_database)
+        made = repository.create({"channel_id": "c"})
+        listener = made.add_listener()
+        repository.persist(made)
+        deleting = other.load_one("c")
+        deleting.remove_listener(listener.id)
+        thread = threading.Thread(target=other.persist, args=[deleting])
+
+        @event.listens_for(database.engine, "before_cursor_execute")
+        def delete_meanwhile(connection: Any, cursor: Any, statement: str, *others: object) -> None:
+            if statement.startswith("INSERT") and thread.ident is None:
+                thread.start()
+                thread.join(0.5)  # on SQLite, it waits until this transaction ends
+
+        listener.start()
+        repository.persist(made)
+        thread.join()
+        assert list(repository.load_one("c").get_connections()) == []
 
 
 def test_a_new_channel_works_before_it_is_persisted(database: Database) -> None:

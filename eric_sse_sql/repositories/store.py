@@ -265,6 +265,8 @@ class ChannelStore:
         row = {"channel_id": channel_id, "entry_key": entry_key, "channel_type": class_path(type(channel))}
 
         def persist() -> None:
+            if any(each.was_stored for each in changed):  # lock out other persists, which may be deleting one of them
+                self._executor.run_many(entries.UPSERT_MANY, [entry])
             others = self._identify([each.row for each in changed], channel_id)
             stored_ids = set(others)
             deleted = [each.held for each in changed if each.is_deleted(stored_ids)]
