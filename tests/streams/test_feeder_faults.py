@@ -98,17 +98,18 @@ def test_a_fetch_in_doubt_outlasts_an_outage_of_the_database(
 def test_a_fetch_in_doubt_goes_back_where_its_stream_has_ended_meanwhile(database: Database) -> None:
     channel, listener, queue = connected(database)
     queue.push_many(Message("n", n) for n in range(5))
-    may_go_on = threading.Event()
+    is_committed, may_go_on = threading.Event(), threading.Event()
 
     def hold(connection: Any) -> None:
         commit(connection)
+        is_committed.set()
         assert may_go_on.wait(DEADLINE)
 
-    lost = lose_first_reply(database, hold)
+    lose_first_reply(database, hold)
 
     async def main() -> None:
         task = asyncio.create_task(events(channel, listener, 1))
-        await asyncio.to_thread(until, lambda: lost)
+        await asyncio.to_thread(is_committed.wait, DEADLINE)
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task

@@ -1,4 +1,4 @@
-"""Lets the tests import the torture, which is not installed."""
+"""Makes the package torture importable: behind the installed package, which the checkout's would hide."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ import sys
 
 from support.catalog import REPOSITORY
 
-sys.path.append(str(REPOSITORY))  # at the end: the checkout's own package would hide the installed one
+sys.path.append(str(REPOSITORY))
