@@ -20,7 +20,7 @@ from sqlalchemy import URL, Connection, QueuePool, create_engine, text
 
 from eric_sse_sql import Database, migrations
 from eric_sse_sql.models import TABLE_NAMES
-from support.processes import FORK_SERVER
+from support.processes import forked_process
 
 HEAD = ScriptDirectory.from_config(migrations.config()).get_current_head()
 REPOSITORY = Path(__file__).parent.parent.parent
@@ -119,7 +119,7 @@ def alembic(*arguments: str, folder: Path = REPOSITORY, fails: bool = False, **e
     """
     with tempfile.TemporaryDirectory(prefix="essql-") as output:
         work = arguments, folder, _clean_environment(environment), Path(output)
-        process = FORK_SERVER.Process(target=_run_alembic, args=work)
+        process = forked_process(_run_alembic, work)
         process.start()
         process.join(60)
         process.kill()

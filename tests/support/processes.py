@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from itertools import count, cycle
+from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,21 @@ from support.waiting import PATIENCE, until
 
 # A process is forked from a server that has imported the package and opened nothing: as new as a spawned one, which
 # takes most of a second to import it.
-FORK_SERVER = multiprocessing.get_context("forkserver")
-FORK_SERVER.set_forkserver_preload(
+_FORK_SERVER = multiprocessing.get_context("forkserver")
+_FORK_SERVER.set_forkserver_preload(
     ["eric_sse_sql", "alembic.config", "sqlalchemy.dialects.sqlite", "sqlalchemy.dialects.postgresql.psycopg"]
 )
+
+
+def forked_process(target: Callable[..., object], args: tuple[Any, ...], name: str | None = None) -> BaseProcess:
+    """A process of the fork server, not started yet. The server imports the installed package, not the checkout's."""
+    folder = Path.cwd()
+    os.chdir("/")  # the server's first place to import from is the folder in which it starts
+    try:
+        forkserver.ensure_running()
+    finally:
+        os.chdir(folder)
+    return _FORK_SERVER.Process(target=target, args=args, name=name)
 
 
 @dataclass(frozen=True)
@@ -82,7 +94,7 @@ def _opened(path: Path) -> Iterator[int]:
 @contextmanager
 def running(life: Callable[..., None], posts: list[Post], *arguments: Any) -> Iterator[list[BaseProcess]]:
     """A process at each post, all of them ready. What is left of them in the end is killed."""
-    processes = [FORK_SERVER.Process(target=_live, args=(life, post, *arguments), name=post.name) for post in posts]
+    processes = [forked_process(_live, (life, post, *arguments), post.name) for post in posts]
     try:
         for process in processes:
             process.start()
