@@ -116,7 +116,7 @@ def test_nothing_is_lost_reordered_or_doubled_but_as_promised(url: URL, replay_s
             *started(produce, "dispatch", DISPATCHES, ids),
             *started(produce_in_joined_transactions, "joined", DISPATCHES, ids),
         ]
-        (killed_producer,) = started(produce, "broadcast-1", BROADCASTS, [])
+        (killed_producer,) = started(produce, "broadcast-1", 20 * BROADCASTS, [])  # it does not end before it is killed
         posts["serve-0"].signal("go")
 
         until(lambda: len(posts["broadcast-0"].lines()) >= BROADCASTS // 3, PATIENCE)
