@@ -37,11 +37,6 @@ QUEUE_BACKENDS = [
 ]
 
 
-def pytest_xdist_auto_num_workers() -> int:
-    """Three processes run the tests on two cores, since half of the time a test waits."""
-    return max(1, 3 * (os.cpu_count() or 1) // 2)
-
-
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[URL]:
     """A server to make databases on: the one named by the environment, or one of our own."""
