@@ -222,10 +222,10 @@ def test_the_position_of_a_connection_is_that_of_its_furthest_stream(database: D
     async def main() -> None:
         async with aclosing(channel.message_stream(listener)) as behind:
             async with aclosing(channel.message_stream(listener)) as ahead:
-                for _ in range(4):
-                    await anext(ahead)
-                for _ in range(2):
-                    await anext(behind)
+                for stream in (behind, ahead):  # both have begun before a position is written
+                    await anext(stream)
+                for stream in (behind, ahead, ahead, ahead):
+                    await anext(stream)
                 if moment == "both are open":
                     await asyncio.to_thread(write_positions)
             if moment == "one has ended":
