@@ -15,7 +15,8 @@ CHECK_SECONDS = 0.05  # between two looks at the files of a connection that is i
 class OpenFiles:
     """The files that a connection has open, by device and inode.
 
-    A process goes on reading and writing a file whose name was taken away, and nobody else ever sees what it writes.
+    A process that has a file open reads and writes it after its name was deleted or given to another file. Processes
+    that open the path later do not see what it writes.
 
     :param connection: which has them open
     :param paths: their paths; those that do not exist are left out
