@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import timedelta
 from functools import partial
@@ -257,44 +257,32 @@ class Database(PersistentReference):
         return self.executor.dialect.seconds_value(-age.total_seconds())
 
     def _prune_rows(self, statement: Statement, age: Any, first: int | str) -> int:
-        deleted, after = 0, first
-        while True:
-            delete = partial(self.executor.run, statement, age=age, after=after, count=PRUNE_ROWS)
-            page = [key for (key,) in self.run_in_transaction(delete)]
-            deleted += len(page)
-            if len(page) < PRUNE_ROWS:
-                return deleted
-            after = max(page)
+        def delete(after: Any) -> list[Any]:
+            run = partial(self.executor.run, statement, age=age, after=after, count=PRUNE_ROWS)
+            return [key for (key,) in self.run_in_transaction(run)]
+
+        return sum(map(len, _pages(delete, first)))
 
     def _prune_message_ids(self, age: Any) -> int:
-        deleted, page = 0, PRUNE_ROWS
-        while page == PRUNE_ROWS:
-            forget = partial(self.executor.run, message_ids.FORGET, age=age, count=PRUNE_ROWS)
-            page = len(self.run_in_transaction(forget))
-            deleted += page
-        return deleted
+        forget = partial(self.executor.run, message_ids.FORGET, age=age, count=PRUNE_ROWS)
+        return sum(map(len, _pages(lambda _: [key for (key,) in self.run_in_transaction(forget)], "")))
 
     def _prune_events(self) -> int:
-        deleted, after = 0, ""
-        while True:
-            page = [key for (key,) in self.executor.run(events.WITH_EXPIRED, after=after, count=PRUNE_ROWS)]
+        def find(after: Any) -> list[Any]:
+            return [key for (key,) in self.executor.run(events.WITH_EXPIRED, after=after, count=PRUNE_ROWS)]
+
+        deleted = 0
+        for page in _pages(find, ""):
             for channel_id in page:
                 expired = EXPIRED_PAGE
                 while expired == EXPIRED_PAGE:
                     expired = expire(self.executor, channel_id)
                     deleted += expired
-            if len(page) < PRUNE_ROWS:
-                return deleted
-            after = page[-1]
+        return deleted
 
     def _prune_connections(self, age: Any) -> int:
-        deleted, after = 0, ""
-        while True:
-            page = self.run_in_transaction(partial(self._prune_page, age, after))
-            deleted += len(page)
-            if len(page) < PRUNE_ROWS:
-                return deleted
-            after = page[-1]
+        pages = _pages(lambda after: self.run_in_transaction(partial(self._prune_page, age, after)), "")
+        return sum(map(len, pages))
 
     def _prune_page(self, age: Any, after: str) -> list[str]:
         found = self.executor.run(connections.UNSEEN, age=age, after=after, count=PRUNE_ROWS)
@@ -355,6 +343,21 @@ class Database(PersistentReference):
     def __repr__(self) -> str:
         url = self.engine.url.set(query={})  # which may have passwords; SQLAlchemy hides that of the user
         return f"Database({url!r})"
+
+
+def _pages(page_after: Callable[[Any], list[Any]], first: int | str) -> Iterator[list[Any]]:
+    """Pages of keys, until one is not full.
+
+    :param page_after: the page after a key: at most ``PRUNE_ROWS`` keys
+    :param first: less than every key
+    """
+    after: Any = first
+    while True:
+        page = page_after(after)
+        yield page
+        if len(page) < PRUNE_ROWS:
+            return
+        after = max(page)
 
 
 def _close(background: Background, publisher: Publisher, watcher: QueueWatcher, executor: Executor) -> None:
