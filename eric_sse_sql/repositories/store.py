@@ -154,7 +154,7 @@ class ChannelStore:
         """
         row = self._row(validate_key("a connection id", connection_id), record, channel_id)
         objects = self._objects([row], [record])
-        channel = None if channel_id is None else self._channel_of_connections(channel_id)
+        channel = None if channel_id is None else self._channel_row(validate_key("a channel id", channel_id), "")
 
         def persist() -> None:
             is_missing = channel is not None and self._share_channel(channel)
@@ -169,11 +169,6 @@ class ChannelStore:
     def _start(self, connection_ids: Sequence[str]) -> None:
         """Let connections that are new begin after the last event of their channel's log."""
         self._executor.run(events.START, connection_ids=self._executor.dialect.list_value(connection_ids))
-
-    def _channel_of_connections(self, channel_id: str) -> dict[str, Any]:
-        """The parameters of a channel whose connections are persisted: without a type, it is not persisted yet."""
-        entry_key = self.channel_objects.entry_key(validate_key("a channel id", channel_id))
-        return {"channel_id": channel_id, "entry_key": entry_key, "channel_type": ""}
 
     def _share_channel(self, channel: Mapping[str, Any]) -> bool:
         """Keep a channel from being deleted until the end of the transaction. Whether its row is missing still.
@@ -260,9 +255,8 @@ class ChannelStore:
         """
         held, removed = channel.identity_map, channel.identity_map.removed()
         changed = self._changed(channel_id, held)
-        entry_key = self.channel_objects.entry_key(channel_id)
-        entry = self.channel_objects.entry(entry_key, stored)
-        row = {"channel_id": channel_id, "entry_key": entry_key, "channel_type": class_path(type(channel))}
+        row = self._channel_row(channel_id, class_path(type(channel)))
+        entry = self.channel_objects.entry(row["entry_key"], stored)
 
         def persist() -> None:
             if any(each.was_stored for each in changed):  # lock out other persists, which may be deleting one of them
@@ -329,9 +323,8 @@ class ChannelStore:
         """
         rows = [self._row(record.id, record, channel_id) for record in connections]
         objects = self._objects(rows, connections)
-        entry_key = self.channel_objects.entry_key(channel_id)
-        entry = self.channel_objects.entry(entry_key, stored)
-        row = {"channel_id": channel_id, "entry_key": entry_key, "channel_type": class_path(type(channel))}
+        row = self._channel_row(channel_id, class_path(type(channel)))
+        entry = self.channel_objects.entry(row["entry_key"], stored)
         known = contract.stored_ids(channel)
 
         def persist() -> None:
@@ -384,6 +377,11 @@ class ChannelStore:
         self._write("the channel can't be deleted", delete)
 
     # Rows
+
+    def _channel_row(self, channel_id: str, channel_type: str) -> dict[str, Any]:
+        """The parameters of ``UPSERT_CHANNEL``. Without a type, the channel is not persisted yet."""
+        entry_key = self.channel_objects.entry_key(channel_id)
+        return {"channel_id": channel_id, "entry_key": entry_key, "channel_type": channel_type}
 
     def _connection(self, row: StoredConnection) -> Connection:
         return contract.make_connection(
