@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, cast
 
 from eric_sse.exception import RepositoryError
@@ -282,12 +283,8 @@ class SqliteDriver:
             self._check_not_shared(_driver(connection))
             self.check_files(_driver(connection), connection.info)
             connection.begin()
-            try:
+            with _outcome_known() if compiled.writes else nullcontext():
                 rows = fetch_rows(connection, compiled, values)
-            except DBAPIError as error:
-                if compiled.writes:
-                    _check_interrupt(error)
-                raise
             connection.commit()
             return rows
 
@@ -377,14 +374,11 @@ class SqliteDriver:
 
     def commit(self, connection: Connection) -> None:
         self.check_begun(connection)
-        try:
+        with _outcome_known():
             connection.commit()
             driver = _driver(connection)
             if _is_explicit(driver):
                 driver.execute("COMMIT")
-        except (DBAPIError, sqlite3.OperationalError) as error:
-            _check_interrupt(error)
-            raise
 
     def roll_back(self, connection: Connection) -> None:
         # SQLAlchemy rolls nothing back where an event listener has stopped a commit, or in autocommit if told so.
@@ -468,6 +462,18 @@ def _rolled_back() -> RepositoryError:
         "a statement of the transaction has failed, and SQLite has rolled all of it back; let the error of that "
         "statement leave the block, and run the whole transaction again"
     )
+
+
+@contextmanager
+def _outcome_known() -> Iterator[None]:
+    """
+    :raises OutcomeUnknown: in the place of an interrupt
+    """
+    try:
+        yield
+    except (DBAPIError, sqlite3.OperationalError) as error:
+        _check_interrupt(error)
+        raise
 
 
 def _check_interrupt(error: Exception) -> None:
