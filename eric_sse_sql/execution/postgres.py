@@ -325,7 +325,7 @@ class PostgresDriver:
             else:
                 _execute_in_read_committed(connection.driver, cursor, compiled.sql, values)
         except Exception as error:
-            if compiled.writes and connection.driver.closed:
+            if compiled.writes and connection.driver.closed and not sessions.is_refusal(error):
                 raise OutcomeUnknown from error
             raise
         rows: Sequence[Row] = cursor.fetchall() if cursor.rownumber is not None else ()
@@ -555,14 +555,14 @@ class PostgresDriver:
 @contextmanager
 def _outcome_known(connection: Connection) -> Iterator[None]:
     """
-    :raises OutcomeUnknown: in the place of an error, where the connection breaks in the block
+    :raises OutcomeUnknown: for an error with which the connection breaks, but not for a refusal of the session
     """
     driver: Any = connection.connection.driver_connection
     was_closed = driver.closed
     try:
         yield
     except Exception as error:
-        if driver.closed and not was_closed:
+        if driver.closed and not was_closed and not sessions.is_refusal(error):
             raise OutcomeUnknown from driver_error(error)
         raise
 
