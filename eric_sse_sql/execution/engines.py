@@ -11,8 +11,9 @@ from eric_sse.exception import RepositoryError
 from sqlalchemy import URL, Engine
 
 from eric_sse_sql.arguments import kind_of
-from eric_sse_sql.execution import postgres, sqlite
 from eric_sse_sql.execution.driver import Driver
+from eric_sse_sql.execution.sqlite import engine as sqlite
+from eric_sse_sql.execution.sqlite.driver import SqliteDriver
 from eric_sse_sql.execution.url import FORMS, check_driver, parse_url
 
 _ASYNCHRONOUS = (
@@ -67,6 +68,8 @@ def make_engine(bind: str | URL) -> Engine:
     url = parse_url(bind)
     options: dict[str, Any] = {"isolation_level": "AUTOCOMMIT", "pool_reset_on_return": None, "hide_parameters": True}
     if url.get_backend_name() == "postgresql":
+        from eric_sse_sql.execution.postgres import engine as postgres
+
         return postgres.make_engine(url, options)
     return sqlite.make_engine(url, options)
 
@@ -83,8 +86,10 @@ def driver_of(engine: Engine, *, owns_engine: bool, through_proxy: bool = False)
         )
     check_driver(engine.dialect.name, engine.dialect.driver)
     if engine.dialect.name == "postgresql":
-        return postgres.PostgresDriver(engine, owns_engine=owns_engine, through_proxy=through_proxy)
-    return sqlite.SqliteDriver(engine, owns_engine=owns_engine)
+        from eric_sse_sql.execution.postgres.driver import PostgresDriver
+
+        return PostgresDriver(engine, owns_engine=owns_engine, through_proxy=through_proxy)
+    return SqliteDriver(engine, owns_engine=owns_engine)
 
 
 def is_observed(engine: Engine) -> bool:

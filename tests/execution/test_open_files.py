@@ -18,7 +18,7 @@ from sqlalchemy import NullPool, create_engine, event, make_url
 from sqlalchemy.orm import Session
 
 from eric_sse_sql import BlockingSqlQueue, Database, SqlQueue, SqlStorageEngine
-from eric_sse_sql.execution.open_files import CHECK_SECONDS
+from eric_sse_sql.execution.sqlite.open_files import CHECK_SECONDS
 from support.databases import application_engine
 from support.waiting import until
 

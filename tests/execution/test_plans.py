@@ -22,7 +22,7 @@ from sqlalchemy import URL, Connection, Engine, bindparam, create_engine, event,
 
 from eric_sse_sql import ChannelRepository, ConnectionRepository, Database, SqlQueue, SqlStorageEngine
 from eric_sse_sql.contract import ItemNotFound, make_connection, make_listener, register
-from eric_sse_sql.execution import sessions
+from eric_sse_sql.execution.postgres import session
 from eric_sse_sql.execution.statement import NotifyingStatement, Statement
 from eric_sse_sql.keys import LISTENERS
 from eric_sse_sql.models import TABLE_NAMES, MessageRow
@@ -114,7 +114,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
-    monkeypatch.setattr(sessions, "time", made)
+    monkeypatch.setattr(session, "time", made)
     return made
 
 
@@ -448,7 +448,7 @@ def test_a_call_reads_rows_in_proportion_to_what_it_takes_or_loads(state: State,
         calls = Calls(measure.database)
         # A queue may fill within the second for which plans are kept: this statement is right with all of them.
         assert measure.rows_read(calls.take) <= LIMITS["take"]
-        clock.now += 2 * sessions.PLAN_SECONDS
+        clock.now += 2 * session.PLAN_SECONDS
         rows = {name: measure.rows_read(getattr(calls, name)) for name in LIMITS}
         rows["delete_channel"] -= 0 if state.is_beside_others else DEPTH  # the events, which it deletes
         assert {name: number for name, number in rows.items() if number > LIMITS[name]} == {}

@@ -18,7 +18,7 @@ from sqlalchemy import Engine, create_engine, event
 import eric_sse_sql
 from eric_sse_sql import Database, SqlQueue, SqlStorageEngine
 from eric_sse_sql.contract import ERIC_SSE_2_0
-from eric_sse_sql.execution import sqlite
+from eric_sse_sql.execution.sqlite import engine as sqlite
 
 
 def test_a_transaction_on_sqlite_that_reads_first_can_still_write(tmp_path: Path) -> None:

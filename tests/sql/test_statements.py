@@ -12,8 +12,8 @@ import pytest
 from sqlalchemy import create_engine
 
 from eric_sse_sql import sql
-from eric_sse_sql.execution.postgres import PostgresDialect
-from eric_sse_sql.execution.sqlite import SqliteDialect
+from eric_sse_sql.execution.postgres.dialect import PostgresDialect
+from eric_sse_sql.execution.sqlite.dialect import SqliteDialect
 from eric_sse_sql.execution.statement import NotifyingStatement, Statement
 
 DIALECTS = {"sqlite://": SqliteDialect(), "postgresql+psycopg://": PostgresDialect()}

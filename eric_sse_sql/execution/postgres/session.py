@@ -7,6 +7,8 @@ import time
 from collections.abc import MutableMapping
 from typing import Any
 
+from psycopg.errors import error_from_result
+
 PLAN_SECONDS = 1.0  # the age at which the cached plans of a connection are discarded
 READ_COMMITTED = b"read committed"
 ASK = b"SELECT pg_backend_pid(), current_setting('default_transaction_isolation')"
@@ -113,7 +115,5 @@ def _ask(driver: Any) -> tuple[bytes, bytes]:
     """The answer to the question, past the cursors, adapters and transactions that the application may have set."""
     result = driver.pgconn.exec_(ASK)
     if result.status != TUPLES_OK:
-        from psycopg.errors import error_from_result
-
         raise error_from_result(result)
     return result.get_value(0, 0), result.get_value(0, 1)

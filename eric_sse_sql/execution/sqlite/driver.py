@@ -1,209 +1,32 @@
-"""Everything that is SQLite's alone, through the standard library's driver."""
+"""``SqliteDriver``: how statements run on the connections of a SQLite engine."""
 
 from __future__ import annotations
 
-import json
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, cast
 
 from eric_sse.exception import RepositoryError
-from sqlalchemy import (
-    URL,
-    Connection,
-    Engine,
-    Text,
-    bindparam,
-    create_engine,
-    event,
-    func,
-    literal_column,
-    select,
-    type_coerce,
-)
-from sqlalchemy.dialects import sqlite
+from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from eric_sse_sql.errors import OutcomeUnknown, driver_error
-from eric_sse_sql.execution.busy_retry import BusyRetry, has_code
-from eric_sse_sql.execution.dialect import Construct, Dialect
+from eric_sse_sql.execution.dialect import Dialect
 from eric_sse_sql.execution.driver import CommitSignal, DriverConnection
-from eric_sse_sql.execution.open_files import OpenFiles
 from eric_sse_sql.execution.pool import FairPool
+from eric_sse_sql.execution.sqlite.busy_retry import BusyRetry, has_code
+from eric_sse_sql.execution.sqlite.dialect import SqliteDialect
+from eric_sse_sql.execution.sqlite.engine import busy_seconds, is_in_memory
+from eric_sse_sql.execution.sqlite.open_files import OpenFiles
 from eric_sse_sql.execution.statement import Compiled, Row, fetch_rows
 
 OLDEST = 3, 35  # the first release of SQLite with RETURNING
-BUSY_SECONDS = 30  # for which a statement waits for other writers, unless the URL says otherwise
-MAX_BUSY_SECONDS = 24 * 60 * 60  # SQLite counts milliseconds in 32 bits
-URL_OPTIONS = {"timeout", "detect_types", "check_same_thread", "cached_statements"}  # what SQLAlchemy passes on
 OPEN_FILES = "eric_sse_sql.open_files"  # the key in what the pool keeps with a connection
 BEGUN = "eric_sse_sql.begun"  # likewise: the last transaction of an application in which a statement was run
 FILE_SUFFIXES = "", "-wal", "-shm"
-MAX_LOG_BYTES = 16 * 1024 * 1024  # of the write-ahead log, once a reader that made it grow has ended
 PINNED_CONNECTIONS = 2  # one for the calling thread, and one for a background thread that runs at the same time
-
-
-def make_engine(url: URL, options: Mapping[str, Any]) -> Engine:
-    """An engine for a URL: write-ahead log of a bounded size, foreign keys, and a wait for other writers.
-
-    A database in memory is one connection, which its threads use in turn.
-
-    :raises RepositoryError: for a URL with a host, or with an option that would be ignored or has no valid value
-    """
-    if url.host or url.port or url.username:
-        raise RepositoryError(
-            "a SQLite URL has three slashes before a relative path, and four before an absolute one"
-        ) from ValueError("host")
-    _check_query(url)
-    arguments: dict[str, Any] = {} if "timeout" in url.query else {"timeout": BUSY_SECONDS}
-    options = {"poolclass": FairPool, **options}
-    if is_in_memory(url):
-        arguments["check_same_thread"] = False
-        options.update(pool_size=1, max_overflow=0, pool_timeout=BUSY_SECONDS)
-    engine = create_engine(url, connect_args=arguments, **options)
-    retry = BusyRetry(_timeout(engine.url))
-    event.listen(engine, "connect", lambda connection, record: _set_up(connection, retry))
-    return engine
-
-
-def _check_query(url: URL) -> None:
-    """
-    :raises RepositoryError: for an option in the URL that would be ignored, or whose value has no sense
-    """
-    if "plugin" in url.query:  # which may have options of its own
-        return
-    if "uri" not in url.query and not URL_OPTIONS.issuperset(url.query):
-        raise RepositoryError(
-            f"the URL has an option that is not one of {', '.join(sorted(URL_OPTIONS))}; an option of SQLite's own, "
-            "such as mode=ro, needs sqlite:///file:path/to/file.db?mode=ro&uri=true"
-        ) from ValueError("query")
-    try:
-        is_valid = 0 <= _timeout(url) <= MAX_BUSY_SECONDS
-        sqlite.dialect().create_connect_args(url)
-    except (TypeError, ValueError):
-        is_valid = False
-    if not is_valid:
-        raise RepositoryError(
-            f"an option in the URL has a value that it can't have; timeout is a number of seconds, at most "
-            f"{MAX_BUSY_SECONDS:,}, check_same_thread is true or false, the others are whole numbers"
-        ) from ValueError("query")
-
-
-def is_in_memory(url: URL) -> bool:
-    """Whether a URL is that of a database in memory."""
-    return url.database in (None, "", ":memory:") or url.query.get("mode") == "memory"
-
-
-class SqliteDialect:
-    """How statements are written for SQLite."""
-
-    paramstyle = "qmark"
-    locks_rows = False
-    insert = staticmethod(sqlite.insert)
-
-    @staticmethod
-    def rendered(sql: str) -> str:
-        return sql
-
-    @staticmethod
-    def insert_rows(model: Any, bound: Mapping[str, str]) -> Any:
-        return sqlite.insert(model).values({getattr(model, column): bindparam(name) for column, name in bound.items()})
-
-    @classmethod
-    def in_list(cls, column: Any, name: str) -> Construct:
-        return column.in_(cls.unnest(name))
-
-    @staticmethod
-    def unnest(name: str) -> Construct:
-        return select(func.json_each(bindparam(name, type_=Text)).table_valued("value").c.value)
-
-    @staticmethod
-    def pairs(name: str) -> Any:
-        pair = func.json_each(bindparam(name, type_=Text)).table_valued("key", "value")
-        return select(pair.c.key.label("id"), pair.c.value.label("number")).subquery("pairs")
-
-    @staticmethod
-    def list_value(values: Sequence[str]) -> str:
-        return json.dumps(list(values))
-
-    @staticmethod
-    def first_of_each(rows: Any, key: Any) -> tuple[Any, Construct]:
-        row = key.class_.__table__.alias("first")
-        return row, row.c[key.key].in_(rows.with_only_columns(key))
-
-    @staticmethod
-    def ordered_range(
-        group: Any, number: Any, value: Any, after: str | None = None
-    ) -> tuple[Construct, tuple[Any, ...]]:
-        return group == value, (number,)
-
-    @staticmethod
-    def open_writers(model: Any) -> Construct:
-        return select(literal_column("''")).where(literal_column("0"))
-
-    @staticmethod
-    def lookup_join(key: Any, value: Any, *columns: Any) -> tuple[Any, Construct]:
-        row = key.class_.__table__.alias()
-        return row, row.c[key.key] == value
-
-    @staticmethod
-    def not_exists(rows: Any) -> Construct:
-        return ~rows.exists()
-
-    @staticmethod
-    def looked_up_rows(key: Any, keys: Any) -> Any:
-        return key.in_(select(keys.c[key.key]))
-
-    @staticmethod
-    def looked_up_pairs(key: Any, pairs: Any) -> Any:
-        return key == pairs.c[key.key]  # with IN besides, SQLite would scan all pairs for each row
-
-    @staticmethod
-    def with_notification(change: Any) -> Construct:
-        return change
-
-    @staticmethod
-    def with_notification_for_each(change: Any) -> Construct:
-        return change
-
-    @staticmethod
-    def advisory_lock(name: str) -> Construct:
-        return select(bindparam(name, type_=Text))
-
-    @staticmethod
-    def now(shift: str | None = None) -> Construct:
-        moment: list[Construct] = [literal_column("'%Y-%m-%d %H:%M:%f'"), literal_column("'now'")]
-        return func.strftime(*moment, *([bindparam(shift, type_=Text)] if shift else []))
-
-    @staticmethod
-    def seconds_ago(seconds: Any) -> Construct:
-        moment: list[Construct] = [literal_column("'%Y-%m-%d %H:%M:%f'"), literal_column("'now'")]
-        return func.strftime(*moment, func.printf(literal_column("'-%f seconds'"), seconds))
-
-    @staticmethod
-    def token(moment: Any) -> Construct:
-        return type_coerce(func.strftime(literal_column("'%Y%m%d%H%M%f'"), moment), Text)
-
-    @classmethod
-    def append(cls, row: Any, counter: Any, bound: Mapping[str, str], condition: Construct, returned: Construct) -> Any:
-        # A trigger, which the migration makes, writes the number into the counter's row.
-        group, *_ = bound
-        values = [bindparam(name, type_=getattr(row, column).type) for column, name in bound.items()]
-        last = select(counter.last_position).where(getattr(counter, group) == values[0]).scalar_subquery()
-        number: Construct = func.coalesce(last, literal_column("0")) + literal_column("1")
-        appended = select(*values, number, cls.now()).where(condition)
-        insert = sqlite.insert(row).from_select([*bound, "position", "created_at"], appended)
-        return insert.returning(row.position, returned)
-
-    @staticmethod
-    def greatest(*values: Construct) -> Construct:
-        return func.max(*values)
-
-    @staticmethod
-    def seconds_value(seconds: float) -> str:
-        return f"{seconds:.3f} seconds"
 
 
 class SqliteDriver:
@@ -233,7 +56,7 @@ class SqliteDriver:
         self._first_files: OpenFiles | None = None  # those of the connection that was opened first, of those still open
         if isinstance(engine.pool, FairPool) and owns_engine:
             engine.pool.check = self._check_first_files
-        self._retry = BusyRetry(_timeout(engine.url)) if is_own_file else None
+        self._retry = BusyRetry(busy_seconds(engine.url)) if is_own_file else None
         if not self._in_memory:
             self.commit_signal = CommitSignal.DATA_VERSION
         else:  # SQLAlchemy's own pool gives each thread a database in memory of its own
@@ -417,21 +240,6 @@ class SqliteDriver:
         connection.info[BEGUN] = connection.get_transaction()
 
 
-def _set_up(connection: sqlite3.Connection, retry: BusyRetry) -> None:
-    """Turn foreign keys and the write-ahead log on. A file that can't be written keeps its journal mode.
-
-    The log can't be reset while a reader needs it, and the next write after that cuts it to its size.
-    """
-    connection.execute("PRAGMA foreign_keys = ON")
-    connection.execute(f"PRAGMA journal_size_limit = {MAX_LOG_BYTES}")
-    try:
-        # SQLite's own handler does not wait for a writer to change the mode.
-        retry.execute_without_handler(connection, "PRAGMA journal_mode = WAL")
-    except sqlite3.OperationalError as error:
-        if not _is_read_only(error):
-            raise
-
-
 def _check_version(engine: Engine) -> None:
     driver: Any = engine.dialect.dbapi
     if driver.sqlite_version_info < OLDEST:
@@ -440,14 +248,6 @@ def _check_version(engine: Engine) -> None:
             f"SQLite {driver.sqlite_version} is too old; {oldest} is the oldest release that works: use a Python that "
             "is linked with a newer one, or give the engine another driver with create_engine(url, module=...)"
         ) from NotImplementedError(driver.sqlite_version)
-
-
-def _is_read_only(error: sqlite3.Error) -> bool:
-    return has_code(error, ("SQLITE_READONLY",), ("attempt to write a readonly database",))
-
-
-def _timeout(url: URL) -> float:
-    return float(str(url.query.get("timeout", BUSY_SECONDS)))
 
 
 def _path(databases: Iterable[Any]) -> str | None:

@@ -1,0 +1,1 @@
+"""Everything that is Postgres' alone, through psycopg 3."""

@@ -1,0 +1,1 @@
+"""Everything that is SQLite's alone, through the standard library's driver."""
