@@ -196,7 +196,11 @@ class repository_errors:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if not isinstance(error, Exception) or isinstance(error, _ERIC_SSE_EXCEPTIONS):
+        if not isinstance(error, Exception):
+            return
+        if isinstance(error, _ERIC_SSE_EXCEPTIONS):
+            if isinstance(error.__context__, DBAPIError):  # whose text quotes parameters
+                error.__context__ = None
             return
         cause = driver_error(error)
         advice = _advice(cause)

@@ -10,6 +10,7 @@ import pytest
 from eric_sse.exception import RepositoryError
 from eric_sse.message import Message
 from sqlalchemy import URL, Engine, event
+from sqlalchemy.exc import DBAPIError
 
 from eric_sse_sql import Database, OutcomeUnknown, SqlQueue, SqlStorageEngine
 from support.cutting_proxy import COMMIT, CuttingProxy
@@ -77,6 +78,7 @@ def assert_unknown(proxy: CuttingProxy, call: Callable[[], Any], text: bytes) ->
         call()
     assert proxy.has_lost_reply
     assert type(raised.value.__cause__).__module__.startswith("psycopg")
+    assert not isinstance(raised.value.__context__, DBAPIError)  # whose text quotes parameters
     return raised.value
 
 
