@@ -14,6 +14,8 @@ from eric_sse_sql.wakeups.topics import ALL, NONE, Topics, topics_in
 POLL_SECONDS = 0.2  # between two polls where no signal exists
 DATA_VERSION_SECONDS = 0.007  # between two reads of a SQLite file's change counter
 ANSWER_SECONDS = 5.0  # in which a listening connection must answer
+# The connection is this package's own until it is closed. Before Postgres 14, sessions have no such limit.
+STAY_CONNECTED = "SELECT set_config(name, '0', false) FROM pg_settings WHERE name = 'idle_session_timeout'"
 
 
 class ChangeSource(Protocol):
@@ -106,6 +108,7 @@ class ListenConnection:
         try:
             self.connection.rollback()
             self.connection.autocommit = True
+            self.connection.execute(STAY_CONNECTED)
             self.connection.execute(f"LISTEN {NOTIFY_CHANNEL}")
         except BaseException:
             self.close()

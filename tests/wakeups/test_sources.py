@@ -60,6 +60,31 @@ def test_a_killed_listening_connection_is_replaced(postgres: URL) -> None:
         assert pop_soon(queue) == 8
 
 
+#: The sessions that listen, and were idle for longer than the limit of the test below.
+IDLE = """
+    SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND query LIKE 'LISTEN%%'
+    AND clock_timestamp() - state_change > interval '0.6 seconds'
+"""
+
+
+def test_a_limit_for_idle_sessions_does_not_end_the_listening_connection(
+    postgres: URL, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, "eric_sse_sql")
+    url = postgres.update_query_dict({"options": "-c idle_session_timeout=200"})
+    with Database(url) as worker, Database(postgres) as producer:
+        queue = SqlQueue(worker, "q")
+        pop_until_known_empty(queue)
+        until(lambda: len(listening(producer)) == 1)
+        before = listening(producer)
+        with producer.engine.connect() as connection:
+            until(lambda: listening(producer) != before or connection.exec_driver_sql(IDLE).scalar())
+        assert listening(producer) == before
+        SqlQueue(producer, "q").push(Message("m", 7))
+        assert pop_soon(queue) == 7
+    assert caplog.messages == []
+
+
 def test_closed_connections_in_the_pool_do_not_delay_the_listening_one(
     postgres: URL, caplog: pytest.LogCaptureFixture
 ) -> None:
