@@ -64,7 +64,8 @@ class Database(PersistentReference):
 
     :param bind: a URL, or the application's own engine, of which no setting is changed. A URL makes an engine that is
         this package's own tool: in autocommit; for SQLite with write-ahead log, foreign keys on and a wait of 30
-        seconds for other writers. Give your own statements an engine of your own
+        seconds for other writers; on Postgres, a statement other than those of :meth:`upgrade` fails after 60 seconds
+        without an answer. ``?timeout=`` changes these seconds. Give your own statements an engine of your own
     :param codec: how objects become blobs
     :param schema: where the tables are, on Postgres; by default where the search path leads. Processes whose streams
         and queues are to wake each other give the same
@@ -133,7 +134,9 @@ class Database(PersistentReference):
         if not validate_type("revision", revision, str, _HEAD):
             raise RepositoryError(f"revision must not be empty; {_HEAD}") from ValueError("empty")
         with repository_errors("the tables can't be upgraded"), self.transaction():
-            migrations.upgrade(self.connection(), revision, self.schema)
+            connection = self.connection()
+            self.executor.driver.lift_timeout(connection)
+            migrations.upgrade(connection, revision, self.schema)
 
     def check(self) -> None:
         """Do nothing, if the tables are those of this release.

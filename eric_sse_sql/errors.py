@@ -44,6 +44,10 @@ _READ_ONLY = (
     "the database is read-only; connect to the primary server, as with all hosts and target_session_attrs=read-write "
     "in the URL, or as a role that may write, without default_transaction_read_only"
 )
+_NO_ANSWER = (
+    "the server has not answered in time; pg_stat_activity and its log say what it waits for, and ?timeout= in the URL "
+    "sets the seconds"
+)
 _IDLE = (
     "the server has ended a transaction that was idle or open for too long; do less between its statements, or raise "
     "idle_in_transaction_session_timeout and transaction_timeout"
@@ -129,6 +133,7 @@ _SQLITE_ADVICE = {
 # By the package and class of another error, and a pattern in its message; the first match counts. A failure to connect
 # has no SQLSTATE, and the message of the server, which may be in another language than English.
 _OTHER_ADVICE = (
+    ("psycopg.OperationalError", "^no answer within", _NO_ANSWER),
     ("psycopg.OperationalError", r"password|pg_hba\.conf|role \".*\" (does not exist|is not permitted)", _CREDENTIALS),
     ("psycopg.OperationalError", r"database \".*\" does not exist", _NO_DATABASE),
     ("psycopg.OperationalError", r"too many (clients|connections)|remaining connection slots", _TOO_MANY_CONNECTIONS),
@@ -158,7 +163,7 @@ _OTHER_ADVICE = (
 
 
 class OutcomeUnknown(RepositoryError):
-    """The outcome of a call is not known: the connection broke after its statement, or its COMMIT, was sent, and before
+    """The outcome of a call is not known: the connection ended after its statement, or its COMMIT, was sent, and before
     the server's reply was received; or SQLite was interrupted. It may have been done, wholly, or not at all.
 
     Only calls that write raise it, with the driver's exception as its cause.
@@ -166,7 +171,7 @@ class OutcomeUnknown(RepositoryError):
     :param happened: what has happened
     """
 
-    def __init__(self, happened: str = "the connection broke before the server had replied") -> None:
+    def __init__(self, happened: str = "the connection ended before the server had replied") -> None:
         super().__init__(
             f"{happened}, so that the outcome is unknown: the call may have been done, wholly, or not at all. Look "
             "whether it was, or repeat it: a message is added once if it is pushed again with the message_id of the "

@@ -90,6 +90,9 @@ class Dialect(Protocol):
     def seconds_ago(self, seconds: Any) -> Construct:
         """The clock of the database at the start of the statement, less a number of seconds in a column."""
 
+    def timestamp_text(self, moment: Any) -> Construct:
+        """A moment as text that every session writes in the same way, and reads back as the same moment."""
+
     def token(self, moment: Any) -> Construct:
         """A moment as text: the same from every session, and precise enough to tell two rows apart."""
 

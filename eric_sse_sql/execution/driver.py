@@ -133,6 +133,9 @@ class Driver(Protocol):
         :raises RepositoryError: then
         """
 
+    def lift_timeout(self, connection: Connection) -> None:
+        """Let the statements of a transaction of :meth:`begin` take however long they take."""
+
     def commit(self, connection: Connection) -> None:
         """Commit the transaction of :meth:`begin`.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
@@ -39,7 +38,7 @@ class TakenMessage(NamedTuple):
     message_type: str
     message: bytes
     id: int
-    created_at: datetime | str  # as the driver returns it: text on SQLite
+    created_at: str
     delivery_count: int
 
     @property
@@ -61,7 +60,7 @@ class StoredMessage(NamedTuple):
 
     id: int
     queue_id: str
-    created_at: datetime | str
+    created_at: str
 
 
 WHOLE_ROW = {column: column for column in TakenMessage._fields}
@@ -150,12 +149,14 @@ def _is_first(sql: Dialect) -> Construct:
     return MessageRow.id == _available(sql, _queue_id(), literal_column("1"), after="after").scalar_subquery()
 
 
-def _whole_row() -> list[Construct]:
-    return [getattr(MessageRow, column) for column in WHOLE_ROW]
+def _columns(sql: Dialect, row: type[TakenMessage] | type[StoredMessage]) -> list[Construct]:
+    """The columns of a row to return. The moment is text, which is read alike whatever the settings of the session."""
+    moment = {"created_at": sql.timestamp_text(MessageRow.created_at)}
+    return [moment.get(column, getattr(MessageRow, column)) for column in row._fields]
 
 
 def _pop(sql: Dialect) -> Construct:
-    return delete(MessageRow).where(_is_first(sql)).returning(*_whole_row())
+    return delete(MessageRow).where(_is_first(sql)).returning(*_columns(sql, TakenMessage))
 
 
 def _take(sql: Dialect) -> Construct:
@@ -186,7 +187,7 @@ def _delete_within_bytes(sql: Dialect, messages: Any, order: list[Construct]) ->
     before = func.sum(messages.c.size).over(order_by=order) - messages.c.size
     sized = select(messages.c.id, before.label("before")).subquery("sized")
     taken = select(sized.c.id).where(sized.c.before < bindparam("bytes")).cte("taken")
-    return delete(MessageRow).where(sql.looked_up_rows(MessageRow.id, taken)).returning(*_whole_row())
+    return delete(MessageRow).where(sql.looked_up_rows(MessageRow.id, taken)).returning(*_columns(sql, TakenMessage))
 
 
 def _with_messages(sql: Dialect) -> Construct:
@@ -216,8 +217,7 @@ def _put_at_end(sql: Dialect) -> Construct:
 def _of_ids(sql: Dialect) -> Construct:
     """The messages with the bound ids: the columns of :class:`StoredMessage`."""
     ids = select(cast(sql.unnest("ids").subquery().c[0], BigInteger).label("id")).subquery("ids")
-    columns = [getattr(MessageRow, column) for column in StoredMessage._fields]
-    return select(*columns).where(sql.looked_up_rows(MessageRow.id, ids))
+    return select(*_columns(sql, StoredMessage)).where(sql.looked_up_rows(MessageRow.id, ids))
 
 
 def _locked_of_ids(sql: Dialect) -> Construct:
@@ -238,7 +238,7 @@ def _set_aside(sql: Dialect) -> Construct:
 
 def _discard(sql: Dialect) -> Construct:
     """Delete a leased message, whether its lease has expired or not."""
-    return delete(MessageRow).where(_of_lease(sql)).returning(*_whole_row())
+    return delete(MessageRow).where(_of_lease(sql)).returning(*_columns(sql, TakenMessage))
 
 
 def _retry_set_aside(sql: Dialect) -> Construct:

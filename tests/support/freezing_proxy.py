@@ -18,6 +18,7 @@ class FreezingProxy:
         self._server = server
         self._socket = socket.create_server(("127.0.0.1", 0))
         self._is_over = threading.Event()
+        self._is_frozen = False
         self._frozen: set[socket.socket] = set()
         self._ends: list[socket.socket] = []
         self.listening: list[socket.socket] = []  # every connection that has listened, as its client sees it
@@ -33,10 +34,18 @@ class FreezingProxy:
         """Forward nothing more on the connections that have executed LISTEN, and close none."""
         self._frozen |= set(self.listening)
 
+    def freeze_all(self) -> None:
+        """Forward nothing more on any connection, present or future, and close none."""
+        self._is_frozen = True
+
     def __enter__(self) -> FreezingProxy:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close every connection, and take no more."""
         self._is_over.set()
         for end in (self._socket, *self._ends):
             with suppress(OSError):
@@ -65,7 +74,7 @@ class FreezingProxy:
             while data := source.recv(65536):
                 if source is client and LISTEN in data:
                     self.listening.append(client)
-                while client in self._frozen and not self._is_over.wait(0.05):
+                while (self._is_frozen or client in self._frozen) and not self._is_over.wait(0.05):
                     pass
                 target.sendall(data)
         for end in (source, target):

@@ -161,6 +161,11 @@ class PostgresDialect:
         return func.statement_timestamp() - seconds * literal_column("interval '1 second'")
 
     @staticmethod
+    def timestamp_text(moment: Any) -> Construct:
+        written: Construct = literal_column("""'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'""")
+        return func.to_char(func.timezone(literal_column("'UTC'"), moment), written)
+
+    @staticmethod
     def token(moment: Any) -> Construct:
         return func.to_char(func.timezone(literal_column("'UTC'"), moment), literal_column("'YYYYMMDDHH24MISSUS'"))
 

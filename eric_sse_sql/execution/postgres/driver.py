@@ -9,7 +9,6 @@ from typing import Any
 
 import psycopg
 from eric_sse.exception import RepositoryError
-from psycopg.rows import tuple_row
 from sqlalchemy import Connection, Engine, PoolProxiedConnection, event
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import ConnectionPoolEntry
@@ -19,7 +18,7 @@ from eric_sse_sql.execution.dialect import Dialect
 from eric_sse_sql.execution.driver import CommitSignal, DriverConnection, Repeats
 from eric_sse_sql.execution.postgres import session as sessions
 from eric_sse_sql.execution.postgres.dialect import PostgresDialect
-from eric_sse_sql.execution.postgres.session import Session
+from eric_sse_sql.execution.postgres.session import Session, has_plain_cursors
 from eric_sse_sql.execution.statement import Compiled, Row, fetch_rows
 
 logger = logging.getLogger("eric_sse_sql")
@@ -79,9 +78,11 @@ class PostgresDriver:
 
     def enter_autocommit(self, connection: DriverConnection) -> bool:
         driver = connection.driver
-        if not (_is_idle(driver) and _has_plain_cursors(driver)):
+        if not (_is_idle(driver) and has_plain_cursors(driver)):
             return False
-        session = connection.session = self._session(connection.pooled)
+        session = connection.session = self._checked_session(connection.pooled)
+        if not session.is_plain:
+            return False
         session.change(driver, "autocommit", True)
         return True
 
@@ -128,7 +129,7 @@ class PostgresDriver:
 
     def _fetch_in_autocommit(self, connection: Connection, compiled: Compiled, values: Any) -> Sequence[Row]:
         pooled = connection.connection
-        session = self._session(pooled)
+        session = self._checked_session(pooled)
         session.change(pooled.driver_connection, "autocommit", True)
         self._discard_old_plans(pooled)
         if not session.is_read_committed:
@@ -186,7 +187,7 @@ class PostgresDriver:
     def begin(self) -> Connection:
         connection = self._connect()
         try:
-            self._session(connection.connection)
+            self._checked_session(connection.connection)
             connection = self._begin(connection)
             self._discard_old_plans(connection.connection)
         except BaseException:
@@ -217,6 +218,11 @@ class PostgresDriver:
 
     def check_begun(self, connection: Connection) -> None:
         """Postgres refuses all further statements until the client rolls the transaction back."""
+
+    def lift_timeout(self, connection: Connection) -> None:
+        if self._is_own:
+            pooled = connection.connection
+            self._session(pooled).change(pooled.driver_connection, "answer_seconds", None)
 
     def commit(self, connection: Connection) -> None:
         if _status(connection.connection.driver_connection) == "INERROR":
@@ -264,6 +270,10 @@ class PostgresDriver:
         return bool(driver.autocommit) and _is_idle(driver)
 
     def begin_joined(self, connection: Connection) -> None:
+        session = self._session(connection.connection)
+        if not session.is_checked:
+            with connection.begin_nested():  # a savepoint: a refused query leaves the rest usable
+                session.check(connection.connection.cursor())
         self._discard_old_plans(connection.connection)  # psycopg begins with the first statement
 
     def _discard_old_plans(self, pooled: PoolProxiedConnection) -> None:
@@ -297,6 +307,20 @@ class PostgresDriver:
         except BaseException:
             driver.close()
             raise
+
+    def _checked_session(self, pooled: PoolProxiedConnection) -> Session:
+        """The session of an idle connection.
+
+        :raises RepositoryError: where its cursors do not write and read the values of this package as they are
+        """
+        session = self._session(pooled)
+        if not session.is_checked:
+            session.change(pooled.driver_connection, "autocommit", True)
+            try:
+                session.check(pooled.cursor())
+            finally:
+                session.restore(pooled.driver_connection)
+        return session
 
     def _session(self, pooled: PoolProxiedConnection) -> Session:
         """The session of a connection, which is asked for it the first time."""
@@ -346,11 +370,6 @@ def _check_statements(engine: Engine) -> None:
             "the engine has server_side_cursors, which work in a transaction only, and single statements run in "
             "autocommit; make it without them, and set stream_results on your own statements"
         ) from NotImplementedError("server_side_cursors")
-
-
-def _has_plain_cursors(connection: Any) -> bool:
-    """Whether cursors return tuples, and leave the binding of parameters to the server."""
-    return connection.cursor_factory is psycopg.Cursor and connection.row_factory is tuple_row
 
 
 def _cursor(connection: Any) -> Any:

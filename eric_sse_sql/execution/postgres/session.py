@@ -7,11 +7,22 @@ import time
 from collections.abc import MutableMapping
 from typing import Any
 
+import psycopg
+from psycopg.adapt import AdaptersMap, PyFormat
 from psycopg.errors import error_from_result
+from psycopg.pq import Format
+from psycopg.rows import tuple_row
+
+from eric_sse_sql.execution.postgres.connection import BoundedConnection, default_adapters
+from eric_sse_sql.execution.values import check_values
 
 PLAN_SECONDS = 1.0  # the age at which the cached plans of a connection are discarded
 READ_COMMITTED = b"read committed"
 ASK = b"SELECT pg_backend_pid(), current_setting('default_transaction_isolation')"
+SAMPLE = "SELECT %s::bytea, %s::text, %s::bigint, %s::integer, %s::boolean, %s::float8"
+SAMPLES = (b"\0\xff", "text", 2**40, 7, True, 0.5)
+OIDS = (17, 25, 1043, 20, 23, 16, 701)  # bytea, text, varchar, bigint, integer, boolean, float8
+TYPES = (bytes, str, int, bool, float, list)
 TUPLES_OK = 2  # libpq's status of a result with rows
 
 #: By the beginning of the SQLSTATE: a session that does not execute statements, whatever they are.
@@ -43,7 +54,7 @@ class Session:
     """
 
     KEY = "eric_sse_sql.session"
-    __slots__ = ("_changed", "cursor", "is_own", "is_read_committed", "plans_expire")
+    __slots__ = ("_changed", "cursor", "is_checked", "is_own", "is_plain", "is_read_committed", "plans_expire")
 
     def __init__(self, driver: Any) -> None:
         pid, level = _ask(driver)
@@ -51,8 +62,21 @@ class Session:
         #: Whether that is the default isolation level: another session's may differ.
         self.is_read_committed = self.is_own and level == READ_COMMITTED
         self.plans_expire = math.inf if driver.prepare_threshold is None else time.monotonic() + PLAN_SECONDS
+        #: Whether cursors write and read values as psycopg does by itself.
+        self.is_plain = isinstance(driver, BoundedConnection) or _is_plain(driver)
+        #: Whether they write and read the values of this package as they are.
+        self.is_checked = self.is_plain
         self._changed: list[tuple[str, Any]] = []  # settings of the connection with the values that they had
         self.cursor: Any = None  # kept, since making a cursor is a third of a statement's cost to the client
+
+    def check(self, cursor: Any) -> None:
+        """Do nothing where cursors write and read the values of this package as they are.
+
+        :param cursor: a new one, which is closed
+        :raises RepositoryError: where they do not
+        """
+        check_values(_read_samples, cursor, SAMPLES, psycopg.Error)
+        self.is_checked = True
 
     @classmethod
     def find(cls, info: MutableMapping[Any, Any]) -> Session | None:
@@ -89,6 +113,27 @@ class Session:
         return True
 
 
+def has_plain_cursors(driver: Any) -> bool:
+    """Whether cursors return tuples, and leave the binding of parameters to the server."""
+    return driver.cursor_factory is psycopg.Cursor and driver.row_factory is tuple_row
+
+
+def _is_plain(driver: Any) -> bool:
+    has_text = driver.info.encoding != "ascii"  # psycopg returns the text of SQL_ASCII as bytes
+    return has_text and has_plain_cursors(driver) and _adapters(driver.adapters) == _adapters(default_adapters())
+
+
+def _adapters(adapters: AdaptersMap) -> list[Any]:
+    """The adapters for the types of this package's statements."""
+    loaders: list[Any] = [adapters.get_loader(oid, way) for oid in OIDS for way in Format]
+    return loaders + [adapters.get_dumper(kind, way) for kind in TYPES for way in (PyFormat.AUTO, PyFormat.BINARY)]
+
+
+def _read_samples(cursor: Any) -> Any:
+    cursor.execute(SAMPLE, SAMPLES)
+    return cursor.fetchone()
+
+
 def is_refusal(error: BaseException) -> bool:
     """Whether a session has refused a statement that another session may execute: nothing was executed."""
     diagnosis: Any = getattr(_of_driver(error), "diag", None)
@@ -113,7 +158,7 @@ def _of_driver(error: BaseException) -> BaseException:
 
 def _ask(driver: Any) -> tuple[bytes, bytes]:
     """The answer to the question, past the cursors, adapters and transactions that the application may have set."""
-    result = driver.pgconn.exec_(ASK)
+    result: Any = driver.execute(ASK).pgresult if isinstance(driver, BoundedConnection) else driver.pgconn.exec_(ASK)
     if result.status != TUPLES_OK:
         raise error_from_result(result)
     return result.get_value(0, 0), result.get_value(0, 1)

@@ -99,6 +99,12 @@ class SqliteDialect:
         return func.strftime(*moment, func.printf(literal_column("'-%f seconds'"), seconds))
 
     @staticmethod
+    def timestamp_text(moment: Any) -> Construct:
+        # SQLite stores moments as text; an expression has no declared type, for which a converter may be registered.
+        text: Construct = moment.op("||")(literal_column("''"))
+        return text
+
+    @staticmethod
     def token(moment: Any) -> Construct:
         return type_coerce(func.strftime(literal_column("'%Y%m%d%H%M%f'"), moment), Text)
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any, cast
 
 from eric_sse.exception import RepositoryError
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, PoolProxiedConnection
 from sqlalchemy.exc import DBAPIError
 
 from eric_sse_sql.errors import OutcomeUnknown, driver_error
@@ -20,11 +20,13 @@ from eric_sse_sql.execution.sqlite.busy_retry import BusyRetry, has_code
 from eric_sse_sql.execution.sqlite.dialect import SqliteDialect
 from eric_sse_sql.execution.sqlite.engine import busy_seconds, is_in_memory
 from eric_sse_sql.execution.sqlite.open_files import OpenFiles
+from eric_sse_sql.execution.sqlite.samples import check_samples
 from eric_sse_sql.execution.statement import Compiled, Row, fetch_rows
 
 OLDEST = 3, 35  # the first release of SQLite with RETURNING
 OPEN_FILES = "eric_sse_sql.open_files"  # the key in what the pool keeps with a connection
 BEGUN = "eric_sse_sql.begun"  # likewise: the last transaction of an application in which a statement was run
+CHECKED = "eric_sse_sql.checked"  # likewise: whether its values were checked
 FILE_SUFFIXES = "", "-wal", "-shm"
 PINNED_CONNECTIONS = 2  # one for the calling thread, and one for a background thread that runs at the same time
 
@@ -67,12 +69,14 @@ class SqliteDriver:
     def enter_autocommit(self, connection: DriverConnection) -> bool:
         driver: sqlite3.Connection = connection.driver
         if self._is_own:
+            _check_values(connection.pooled)
             if self._retry:
                 self._retry.replace_handler(driver)
             return True
         _check_factories(driver)
         if driver.in_transaction or _has_standard_transactions(driver):
             return False
+        _check_values(connection.pooled)
         if driver.isolation_level is not None:
             connection.restore = driver.isolation_level
             driver.isolation_level = None
@@ -105,6 +109,7 @@ class SqliteDriver:
         with self.engine.connect() as connection:
             self._check_not_shared(_driver(connection))
             self.check_files(_driver(connection), connection.info)
+            _check_values(connection.connection)
             connection.begin()
             with _outcome_known() if compiled.writes else nullcontext():
                 rows = fetch_rows(connection, compiled, values)
@@ -165,8 +170,9 @@ class SqliteDriver:
         try:
             driver = _driver(connection)
             self._check_not_shared(driver)
-            connection.begin()
             _check_factories(driver)
+            _check_values(connection.connection)
+            connection.begin()
             if driver.in_transaction:  # begun by the application's engine, without the write lock
                 driver.execute("ROLLBACK")
             self.check_files(driver, connection.info)
@@ -194,6 +200,9 @@ class SqliteDriver:
     def check_begun(self, connection: Connection) -> None:
         if not _driver(connection).in_transaction:
             raise _rolled_back()
+
+    def lift_timeout(self, connection: Connection) -> None:
+        """A statement that runs has no limit."""
 
     def commit(self, connection: Connection) -> None:
         self.check_begun(connection)
@@ -232,6 +241,7 @@ class SqliteDriver:
     def begin_joined(self, connection: Connection) -> None:
         driver, transaction = _driver(connection), connection.get_transaction()
         self.check_files(driver, connection.info)
+        _check_values(connection.connection)
         # The driver begins with the first statement that writes, and takes a savepoint for a transaction of its own.
         if not driver.in_transaction:
             if transaction is not None and connection.info.get(BEGUN) is transaction:
@@ -298,6 +308,16 @@ def _check_factories(driver: sqlite3.Connection) -> None:
             "the connections of the engine have a row_factory or text_factory that this package, and SQLAlchemy, can't "
             "read; leave both as they are, or set row_factory to sqlite3.Row"
         ) from NotImplementedError("factory")
+
+
+def _check_values(pooled: PoolProxiedConnection) -> None:
+    """Check the values that a connection writes and reads, once.
+
+    :raises RepositoryError: where they are not those of this package
+    """
+    if CHECKED not in pooled.info:
+        check_samples(pooled.cursor())
+        pooled.info[CHECKED] = True
 
 
 def _is_explicit(driver: sqlite3.Connection) -> bool:

@@ -1,0 +1,58 @@
+"""``BoundedConnection``: the connections of an engine that this package makes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator
+from typing import Any, TypeVar
+
+import psycopg
+from psycopg import postgres
+from psycopg.abc import PQGen
+from psycopg.adapt import AdaptersMap
+from psycopg.rows import TupleRow
+
+Result = TypeVar("Result")
+
+
+class BoundedConnection(psycopg.Connection[TupleRow]):
+    """A connection that is closed when the server does not answer in time.
+
+    Keep-alives notice a peer that has vanished; this notices a peer whose TCP still answers.
+    """
+
+    answer_seconds: float | None = None  # in which the server must answer; None for no limit
+
+    def wait(self, gen: PQGen[Result], *arguments: Any, **options: Any) -> Result:
+        if self.answer_seconds is not None:
+            gen = self._bounded(gen, self.answer_seconds)
+        return super().wait(gen, *arguments, **options)
+
+    def _bounded(self, gen: PQGen[Result], seconds: float) -> Generator[Any, Any, Result]:
+        """The same generator. psycopg resumes it when the socket is ready, and otherwise ten times a second.
+
+        :raises psycopg.OperationalError: when the socket was not ready for so long
+        """
+        try:
+            wanted = next(gen)
+            give_up: float | None = None
+            while True:
+                ready = yield wanted
+                if ready:
+                    give_up = None
+                elif give_up is None:
+                    give_up = time.monotonic() + seconds
+                elif time.monotonic() > give_up:
+                    self.close()
+                    raise psycopg.OperationalError(f"no answer within {seconds:g} seconds, which ?timeout= sets")
+                wanted = gen.send(ready)
+        except StopIteration as end:
+            result: Result = end.value
+            return result
+
+
+def default_adapters() -> AdaptersMap:
+    """What psycopg reads and writes values with, whatever the application has registered with it."""
+    adapters = AdaptersMap(types=postgres.types)
+    postgres.register_default_adapters(adapters)
+    return adapters
