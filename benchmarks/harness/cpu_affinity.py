@@ -9,7 +9,7 @@ Operations with many processes use every core, and so does their server.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
 Placement = Callable[[], AbstractContextManager[None]]
@@ -22,6 +22,17 @@ def keep_off_last_core() -> None:
     """Leave the last core to the servers, where there are at least two."""
     if len(_cores) > 1:
         os.sched_setaffinity(0, _cores[:-1])
+
+
+def cores() -> Collection[int]:
+    """The cores that this process may use; none where this system does not tell."""
+    return os.sched_getaffinity(0) if _is_supported else ()
+
+
+def use(cores: Collection[int]) -> None:
+    """Run this process on some cores, which :func:`cores` of another process has returned."""
+    if cores:
+        os.sched_setaffinity(0, cores)
 
 
 @contextmanager
