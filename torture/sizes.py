@@ -45,7 +45,7 @@ class Sizes:
 
 SIZES = {
     "smoke": Sizes(
-        limit_seconds=120,
+        limit_seconds=230,
         producers=1,
         kill_calls=600,
         crashes=1,

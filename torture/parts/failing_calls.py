@@ -152,11 +152,8 @@ def _try_upgrade(bench: Bench, kind: str, name: str, opener: Opener, outcome: Ou
 
 def _empty(engine: Engine) -> None:
     with engine.begin() as connection:
-        if engine.dialect.name == "postgresql":
-            connection.execute(text(f"TRUNCATE {', '.join(sorted(TABLE_NAMES))}"))
-        else:
-            for table in sorted(TABLE_NAMES):
-                connection.execute(text(f"DELETE FROM {table}"))
+        for table in sorted(TABLE_NAMES):  # which have a few rows: a TRUNCATE takes ten times as long
+            connection.execute(text(f"DELETE FROM {table}"))
 
 
 def _contents(engine: Engine) -> Contents:
