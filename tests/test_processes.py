@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import random
 import signal
 from collections import Counter
@@ -25,6 +24,7 @@ from support.processes import (
     commit,
     consume,
     finished,
+    fork_server,
     pop_one_later,
     produce,
     produce_until_killed,
@@ -57,7 +57,7 @@ def test_four_processes_that_write_and_pop_neither_lose_nor_duplicate_a_message(
         with database.transaction():
             for n in range(PROCESSES * EACH):
                 queue.push(Message("n", n))
-        with ProcessPoolExecutor(PROCESSES, multiprocessing.get_context("spawn")) as pool:
+        with ProcessPoolExecutor(PROCESSES, fork_server()) as pool:
             taken = list(pool.map(work, [url] * PROCESSES, range(PROCESSES)))
         assert sorted(n for each in taken for n in each) == list(range(PROCESSES * EACH))
         assert all(each == sorted(each) for each in taken)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import re
 import shutil
@@ -28,7 +27,7 @@ from sqlalchemy import URL, make_url, text
 from eric_sse_sql import Database
 from eric_sse_sql.contract import ERIC_SSE_2_0
 from support.catalog import REPOSITORY
-from support.processes import repository
+from support.processes import fork_server, repository
 from support.waiting import until
 
 EXAMPLE = REPOSITORY / "examples" / "live_feed"
@@ -97,7 +96,7 @@ def broadcast(url: str, sent: Synchronized[int], is_over: Event) -> None:
 @contextmanager
 def broadcasting(url: URL) -> Iterator[tuple[Synchronized[int], Event]]:
     """Numbers are broadcast by another process until the event is set. The last one sent is the value."""
-    context = multiprocessing.get_context("spawn")
+    context = fork_server()
     sent, is_over = context.Value("i", 0), context.Event()
     process = context.Process(target=broadcast, args=(url.render_as_string(hide_password=False), sent, is_over))
     process.start()

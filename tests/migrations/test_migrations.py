@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import re
 import shutil
 import sqlite3
@@ -36,6 +35,7 @@ from support.catalog import (
     tables,
     without,
 )
+from support.processes import fork_server
 
 VERSION_TABLE = "eric_sse_sql_version"
 OURS = {*TABLE_NAMES, VERSION_TABLE}
@@ -682,7 +682,7 @@ def upgrade_at_once(url: str) -> None:
 
 @pytest.fixture(scope="module")
 def six_processes() -> Iterator[ProcessPoolExecutor]:
-    context = multiprocessing.get_context("spawn")
+    context = fork_server()
     with ProcessPoolExecutor(6, context, take_part, (context.Barrier(6),)) as pool:
         yield pool
 

@@ -15,6 +15,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from itertools import count, cycle
 from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -36,15 +37,20 @@ _FORK_SERVER.set_forkserver_preload(
 )
 
 
-def forked_process(target: Callable[..., object], args: tuple[Any, ...], name: str | None = None) -> BaseProcess:
-    """A process of the fork server, not started yet. The server imports the installed package, not the checkout's."""
+def fork_server() -> ForkServerContext:
+    """Start the fork server, unless it runs. It imports the installed package, not the checkout's."""
     folder = Path.cwd()
     os.chdir("/")  # the server's first place to import from is the folder in which it starts
     try:
         forkserver.ensure_running()
     finally:
         os.chdir(folder)
-    return _FORK_SERVER.Process(target=target, args=args, name=name)
+    return _FORK_SERVER
+
+
+def forked_process(target: Callable[..., object], args: tuple[Any, ...], name: str | None = None) -> BaseProcess:
+    """A process of the fork server, not started yet."""
+    return fork_server().Process(target=target, args=args, name=name)
 
 
 @dataclass(frozen=True)
