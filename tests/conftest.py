@@ -35,6 +35,17 @@ QUEUE_BACKENDS = [
     *((backend, "own engine", BlockingQueueWithoutWait) for backend in BACKENDS),
     *((backend, "engine of an application", SqlQueue) for backend in SHARED_BACKENDS),
 ]
+MEMORY = Path("/dev/shm")
+MIN_MEMORY_BYTES = 4 * 2**30
+
+
+def pytest_configure() -> None:
+    """Keep all files of the tests in memory, where there is room for them: a commit of SQLite waits for the disk."""
+    if "TMPDIR" in os.environ or not MEMORY.is_dir():
+        return
+    state = os.statvfs(MEMORY)
+    if state.f_bavail * state.f_frsize >= MIN_MEMORY_BYTES and not state.f_flag & (os.ST_NOEXEC | os.ST_RDONLY):
+        os.environ["TMPDIR"] = tempfile.tempdir = str(MEMORY)
 
 
 @pytest.fixture(scope="session")
@@ -61,7 +72,7 @@ def postgres_server() -> Iterator[URL]:
 
 @pytest.fixture(scope="session")
 def new_postgres(postgres_server: URL) -> Iterator[Callable[[], URL]]:
-    """Makes empty Postgres databases, dropped when the tests end."""
+    """Makes empty Postgres databases, dropped when the tests end, unless their server is."""
     admin = create_engine(postgres_server, isolation_level="AUTOCOMMIT")
     names: list[str] = []
 
@@ -72,9 +83,10 @@ def new_postgres(postgres_server: URL) -> Iterator[Callable[[], URL]]:
         return postgres_server.set(database=names[-1])
 
     yield make
-    with admin.connect() as connection:
-        for name in names:
-            connection.execute(text(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)"))
+    if "ERIC_SSE_SQL_TEST_POSTGRES_URL" in os.environ:
+        with admin.connect() as connection:
+            for name in names:
+                connection.execute(text(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)"))
     admin.dispose()
 
 
