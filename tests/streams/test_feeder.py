@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack, aclosing, suppress
 from typing import Any
@@ -216,6 +217,10 @@ def test_messages_stay_in_their_queue_while_the_client_can_not_take_them(
 
 # What goes back
 
+# The client measures how long ago messages were taken, and the server when a queue was cleared: the two are compared
+# with an error of the time that a statement takes to reach the server.
+CLOCK_SECONDS = 0.5
+
 
 def deleted_channel(repository: SqlSSEChannelRepository, queue_id: str) -> None:
     repository.delete("c")
@@ -227,6 +232,7 @@ def deleted_connection(repository: SqlSSEChannelRepository, queue_id: str) -> No
 
 
 def cleared_queue(repository: SqlSSEChannelRepository, queue_id: str) -> None:
+    time.sleep(CLOCK_SECONDS)
     SqlQueue(repository.connections_factory.database, queue_id).clear()  # type: ignore[attr-defined]
 
 

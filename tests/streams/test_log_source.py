@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import aclosing, contextmanager, suppress
 from datetime import timedelta
@@ -72,12 +71,17 @@ def position(event: Any) -> int:
     return int(event["id"].split("-")[1])
 
 
-def expire(database: Database, condition: str = "true") -> None:
-    """Let events of the log expire, as if they were kept long enough."""
+def age(database: Database, condition: str = "true") -> None:
+    """Make events of the log older than they are kept."""
     long_ago = {"sqlite": "datetime('now', '-1 day')", "postgresql": "now() - interval '1 day'"}
     with database.engine.begin() as connection:
-        age = long_ago[database.engine.dialect.name]
-        connection.execute(text(f"UPDATE sse_events SET created_at = {age} WHERE {condition}"))
+        moment = long_ago[database.engine.dialect.name]
+        connection.execute(text(f"UPDATE sse_events SET created_at = {moment} WHERE {condition}"))
+
+
+def expire(database: Database, condition: str = "true") -> None:
+    """Let events of the log expire."""
+    age(database, condition)
     database.prune(older_than=timedelta(days=1))
 
 
@@ -201,13 +205,12 @@ def test_an_event_id_that_was_changed_causes_a_reset(feed: Feed, changed: Any) -
     assert payloads(feed.read(3, changed(*last.split("-")))) == ["reset", 0, 1]
 
 
-def test_events_are_kept_for_a_time_and_then_deleted(database: Database) -> None:
-    feed = Feed(database, replay_seconds=1)
+def test_events_are_kept_for_a_time_and_then_deleted(feed: Feed, database: Database) -> None:
     feed.push(0)
     feed.read(1)
     database.prune(older_than=timedelta(days=1))
     assert table_counts(database)["sse_events"] == 1
-    until(lambda: database.prune(older_than=timedelta(days=1)).events == 1)
+    expire(database)
     assert "sse_events" not in table_counts(database)
 
 
@@ -215,9 +218,9 @@ def test_a_log_that_is_appended_to_deletes_its_expired_events(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fanout, "EXPIRY_CHANCE", 1.0)
-    feed = Feed(database, replay_seconds=0.2)
+    feed = Feed(database)
     feed.push(*range(5))
-    time.sleep(0.3)
+    age(database)
     feed.repository.load_one("feed").broadcast(Message("n", "new"))
     assert table_counts(database)["sse_events"] == 1
 

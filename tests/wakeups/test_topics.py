@@ -96,7 +96,8 @@ def test_a_transaction_notifies_after_its_commit(postgres: URL, ear: psycopg.Con
             queue.push(Message("n", 1))
             queue.push(Message("n", 2))
             assert list(ear.notifies(timeout=0.1)) == []
-        assert {topic for payload in payloads(ear, 2) for topic in topics_in(payload)} == {queue_topic(None, queue.id)}
+        (payload,) = payloads(ear, 1)
+        assert topics_in(payload) == {queue_topic(None, queue.id)}
 
 
 def test_a_process_is_not_woken_by_pushes_to_what_it_does_not_watch(postgres: URL) -> None:
