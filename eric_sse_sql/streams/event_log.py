@@ -151,13 +151,10 @@ class EventLog:
         """How many streams wait for an event."""
         return len(self._waiters)
 
-    def request_read(self, *, is_needed: bool = False) -> None:
-        """Read in a thread, if a stream waits.
-
-        :param is_needed: whether to read even if none waits
-        """
+    def request_read(self) -> None:
+        """Read in a thread, if a stream waits."""
         with self._lock:
-            if self._is_requested or not (self._waiters or is_needed):
+            if self._is_requested or not self._waiters:
                 return
             self._is_requested = True
         self.database.background.stream_threads.submit(self._read_requested)
@@ -171,6 +168,11 @@ class EventLog:
                 return False
             self._next_fallback = now + FALLBACK_SECONDS - SWEEP_SECONDS
             return True
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the last read has failed."""
+        return self._failure is not None
 
     def check(self) -> None:
         """Do nothing, unless the last read has failed.
@@ -186,20 +188,23 @@ class EventLog:
         try:
             self.read()
         except Exception as error:
-            self._fail(error)
+            self._wake_all(error)
 
     def read(self, *, is_stale: bool = False) -> None:
         """Read what was appended since the last read, and wake the streams that get some of it. In a thread.
 
         :param is_stale: whether to read even if no change was noticed since the last read
-        :raises RepositoryError: for any fault of the database; for half a second also without asking it again
+        :raises RepositoryError: for any fault of the database; for half a second also without asking it again, unless
+            the watcher has succeeded meanwhile
         """
         with self._reading:
+            watcher, failure = self.database.watcher, self._failure
             version = self.watch.arm(self._mark())
-            if version == self.version and not is_stale and self.database.watcher.is_trusted:
-                return
-            if self._failure is not None and time.monotonic() < self._failure[0] + FAILURE_SECONDS:
-                raise self._failure[1]
+            if failure is None:
+                if version == self.version and not is_stale and watcher.is_trusted:
+                    return
+            elif time.monotonic() < failure[0] + FAILURE_SECONDS and not watcher.has_polled_since(failure[0]):
+                raise failure[1]
             try:
                 with repository_errors("the events can't be read"):
                     while self._read_page():
@@ -210,6 +215,8 @@ class EventLog:
             self._failure = None
             self.watch.arm(self._mark())
             self.version = version
+        if failure is not None:
+            self._wake_all()
 
     def _mark(self) -> tuple[int, str | None]:
         """How far the log was read, as the watcher compares it."""
@@ -256,11 +263,10 @@ class EventLog:
         with self._lock:
             self.life += 1
             self.tail, self.epoch = None, None
-            woken = self._take_waiters(lambda waiter: True, 0)
-        end(woken)
+        self._wake_all()
 
-    def _fail(self, error: Exception) -> None:
-        """Let the streams that wait report an error."""
+    def _wake_all(self, error: Exception | None = None) -> None:
+        """Wake all streams, which look at the log again, or report an error."""
         with self._lock:
             woken = self._take_waiters(lambda waiter: True, self.tail.last if self.tail else 0)
         end(woken, error)

@@ -119,11 +119,12 @@ def end(waiters: Iterable[Waiter], error: BaseException | None = None) -> None:
         waits.end(of_loop)
 
 
-async def pause(seconds: float, is_open: Callable[[], bool]) -> None:
-    """Wait for a time, or until the stream is to end."""
-    give_up = time.monotonic() + seconds
-    while is_open() and time.monotonic() < give_up:
+async def pause(seconds: float, is_open: Callable[[], bool], watcher: QueueWatcher) -> bool:
+    """Wait for a time, until the stream is to end, or until the watcher can query the database. Whether it can."""
+    began = time.monotonic()
+    while is_open() and time.monotonic() < began + seconds and not watcher.has_polled_since(began):
         await asyncio.sleep(min(SWEEP_SECONDS, seconds))
+    return watcher.has_polled_since(began)
 
 
 def _waits_of(database: Database) -> _LoopWaits:

@@ -200,9 +200,7 @@ class LogSource:
         if self._position is None or self._life != log.life:
             await in_thread(database, self._begin)
             return
-        if self._has_failed:
-            log.request_read(is_needed=True)
-            log.check()
+        if self._has_failed and not log.has_failed:
             self._has_failed = False
             return
         if not await self._fetch(self._position) or self._items:
@@ -211,9 +209,10 @@ class LogSource:
         if not log.begin_wait(waiter, self._life, self._position):
             return
         try:
-            if log.watch.version != log.version:
+            if log.has_failed or log.watch.version != log.version:  # a read that succeeds after a failure wakes all
                 log.request_read()
             await waiter.wait()
+            log.check()
         finally:
             log.end_wait(waiter)
             self._position = waiter.cursor

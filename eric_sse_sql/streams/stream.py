@@ -18,7 +18,7 @@ from eric_sse_sql.streams.source import ERROR, UNREADABLE, MessageSource, in_thr
 # The data of error events: a browser drops an event without data.
 UNDELIVERABLE = "a message can't be delivered"
 UNAVAILABLE = "the database can't be queried now; the stream goes on when it can be"
-PAUSES = 0.1, 2.0  # seconds: the first and the longest pause before a failed query is repeated
+PAUSES = 0.1, 2.0  # seconds: the first and the longest pause after a failure, unless the watcher succeeds before
 
 logger = logging.getLogger("eric_sse_sql")
 
@@ -58,8 +58,8 @@ async def stream(
                 if not has_failed:
                     yield adapt(Message(ERROR, UNAVAILABLE), None)
                 has_failed = True
-                await pause(seconds, is_open)
-                seconds = min(2 * seconds, PAUSES[1])
+                is_reached = await pause(seconds, is_open, database.watcher)
+                seconds = PAUSES[0] if is_reached else min(2 * seconds, PAUSES[1])
                 continue
             if has_failed:
                 database.background.outage.end(source)

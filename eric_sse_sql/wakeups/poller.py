@@ -21,7 +21,7 @@ from eric_sse_sql.wakeups.watcher import QueueWatcher
 
 POLL_SECONDS = 1.0  # the longest time between two polls for everything
 MAX_DUTY_CYCLE = 0.2  # the share of the thread's time that polls may take, however much is pushed
-PAUSES = 0.1, 1.0  # seconds: the first and the longest pause after a failure
+PAUSES = 0.1, 0.3  # seconds: the first and the longest pause after a failure
 FORK_SECONDS = 1.0  # for which a fork waits until the thread is inside no driver
 
 

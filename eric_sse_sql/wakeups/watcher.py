@@ -52,6 +52,13 @@ class QueueWatcher:
         """Whether the watch of a queue that gets a message is bumped in time, without a query of the waiter."""
         return time.monotonic() < self.trusted_until
 
+    def has_polled_since(self, began: float) -> bool:
+        """Whether a poll for everything that was begun after a time has succeeded.
+
+        :param began: on the clock of time.monotonic()
+        """
+        return self.trusted_until - FALLBACK_SECONDS > began
+
     def watch(self, queue_id: str) -> QueueWatch:
         """The watch of a queue: the same object for all callers."""
         watch = self._watches.get(queue_id)

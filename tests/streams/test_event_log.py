@@ -26,6 +26,8 @@ if ERIC_SSE_2_0:
     pytest.skip("eric-sse 2.0 has no such channel", allow_module_level=True)
 
 from eric_sse_sql import SqlSSEChannel, SqlSSEChannelRepository, fanout
+from eric_sse_sql.streams import event_log
+from eric_sse_sql.streams import stream as stream_module
 from eric_sse_sql.streams.event_log import LogWaiter, log_of
 from eric_sse_sql.streams.stream import UNAVAILABLE
 from eric_sse_sql.wakeups.expiry import expire
@@ -33,10 +35,10 @@ from eric_sse_sql.wakeups.expiry import expire
 OLD = "UPDATE sse_events SET created_at = '2001-01-01 00:00:00'"
 
 
-def logged(database: Database, listeners: int = 1) -> tuple[SqlSSEChannel, list[Any]]:
+def logged(database: Database, listeners: int = 1, replay_seconds: int = 60) -> tuple[SqlSSEChannel, list[Any]]:
     """A channel with a log, persisted, and its listeners, which are started."""
     repository = SqlSSEChannelRepository(database)
-    channel = repository.create({"channel_id": "feed", "replay_seconds": 60})
+    channel = repository.create({"channel_id": "feed", "replay_seconds": replay_seconds})
     found = [channel.add_listener() for _ in range(listeners)]
     repository.persist(channel)
     for listener in found:
@@ -269,6 +271,59 @@ def test_a_log_that_can_not_be_read_gives_one_error_event_until_it_can_be(databa
     error, first = run(main)
     assert (error["event"], error["data"]) == ("error", UNAVAILABLE)
     assert data([first]) == [0]
+
+
+@pytest.mark.parametrize(("replay_seconds", "table"), [(0, "sse_messages"), (60, "sse_events")])
+def test_a_stream_ends_its_pause_as_soon_as_the_watcher_can_query_the_database(
+    shared_url: URL, monkeypatch: pytest.MonkeyPatch, replay_seconds: int, table: str
+) -> None:
+    monkeypatch.setattr(stream_module, "PAUSES", (3600.0, 3600.0))
+    monkeypatch.setattr(event_log, "FAILURE_SECONDS", 3600.0)
+    with opened(shared_url) as database:
+        channel, (listener,) = logged(database, replay_seconds=replay_seconds)
+
+        async def main() -> list[Any]:
+            async with aclosing(channel.message_stream(listener)) as delivered:
+                await asyncio.to_thread(channel.broadcast, Message("n", 0))
+                found = [await anext(delivered)]
+                await asyncio.to_thread(rename_table, database, table, "elsewhere")
+                database.watcher.bump_channel("feed")  # the stream asks, and fails
+                found.append(await anext(delivered))
+                await asyncio.to_thread(rename_table, database, "elsewhere", table)
+                await asyncio.to_thread(channel.broadcast, Message("n", 1))
+                return [*found, await anext(delivered)]
+
+        assert data(run(main)) == [0, "error", 1]
+
+
+def test_a_stream_of_a_log_goes_on_after_the_first_read_that_succeeds(
+    shared_url: URL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses = 0
+
+    async def pause_until_repaired(*_: object) -> bool:
+        nonlocal pauses
+        pauses += 1
+        if pauses == 1:
+            await asyncio.to_thread(rename_table, database, "elsewhere", "sse_events")
+            await asyncio.to_thread(channel.broadcast, Message("n", 1))
+        return True
+
+    monkeypatch.setattr(stream_module, "pause", pause_until_repaired)
+    monkeypatch.setattr(event_log, "FAILURE_SECONDS", 0.0)
+    with opened(shared_url) as database:
+        channel, (listener,) = logged(database)
+
+        async def main() -> list[Any]:
+            async with aclosing(channel.message_stream(listener)) as delivered:
+                await asyncio.to_thread(channel.broadcast, Message("n", 0))
+                found = [await anext(delivered)]
+                await asyncio.to_thread(rename_table, database, "sse_events", "elsewhere")
+                database.watcher.bump_channel("feed")
+                return [*found, await anext(delivered), await anext(delivered)]
+
+        assert data(run(main)) == [0, "error", 1]
+    assert pauses == 1
 
 
 # Event loops and processes
