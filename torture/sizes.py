@@ -23,6 +23,7 @@ class Sizes:
     :param fuzz_seconds: for which pickles are mutated
     :param worker_requests: to the workers of gunicorn
     :param runs_contract_suite: whether the contract suite runs through PgBouncer
+    :param has_other_releases: whether other releases of Postgres and of Python take part
     :param judges_times: whether a time that misses its goal is a failure: the machine has nothing else to do then
     """
 
@@ -40,6 +41,7 @@ class Sizes:
     fuzz_seconds: float
     worker_requests: int
     runs_contract_suite: bool
+    has_other_releases: bool
     judges_times: bool
 
 
@@ -59,23 +61,25 @@ SIZES = {
         fuzz_seconds=1,
         worker_requests=0,
         runs_contract_suite=False,
+        has_other_releases=False,
         judges_times=False,
     ),
     "short": Sizes(
         limit_seconds=400,
         producers=2,
-        kill_calls=8_000,
+        kill_calls=4_000,
         crashes=3,
         failovers=2,
         network_faults=8,
         max_load_seconds=15,
         fault_seconds=0.8,
-        most_failing=6,
-        leak_calls=6_000,
+        most_failing=3,
+        leak_calls=3_000,
         cycles=3_000,
         fuzz_seconds=5,
         worker_requests=50,
         runs_contract_suite=False,
+        has_other_releases=False,
         judges_times=False,
     ),
     "full": Sizes(
@@ -93,6 +97,7 @@ SIZES = {
         fuzz_seconds=60,
         worker_requests=500,
         runs_contract_suite=True,
+        has_other_releases=True,
         judges_times=True,
     ),
 }

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import re
 import shutil
 import socket
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,13 +13,11 @@ from pathlib import Path
 from torture.cluster import Cluster, free_port, wait_for
 from torture.databases import POSTGRES, Bench
 from torture.outcome import Outcome
+from torture.suite import TESTS, run_suite
 
-TESTS = Path(__file__).resolve().parent.parent.parent / "tests"
 PROGRAM = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
 MODES = "session", "transaction"
-SUITE_SECONDS = 600
 POOL_SIZE = 20
-MAX_FINDINGS, MAX_CHARACTERS = 10, 200  # of failed tests in the report
 
 
 def run(bench: Bench) -> Iterator[Outcome]:
@@ -39,27 +34,9 @@ def run(bench: Bench) -> Iterator[Outcome]:
             outcome.skipped = "the tests are not here"
         else:
             with pgbouncer(bench.cluster, mode) as port:
-                _run_suite(f"postgresql://postgres@127.0.0.1:{port}/postgres", outcome)
+                url = f"postgresql://postgres@127.0.0.1:{port}/postgres"
+                run_suite(url, outcome, ERIC_SSE_SQL_TEST_POSTGRES_POOLER="1")
         yield outcome
-
-
-def _run_suite(url: str, outcome: Outcome) -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-rfE", "-n", "0", "-k", "postgres", str(TESTS / "contract")]
-    done = subprocess.run(
-        command,
-        cwd=TESTS.parent,
-        env={**os.environ, "ERIC_SSE_SQL_TEST_POSTGRES_URL": url, "ERIC_SSE_SQL_TEST_POSTGRES_POOLER": "1"},
-        capture_output=True,
-        text=True,
-        timeout=SUITE_SECONDS,
-    )
-    counts = {what: int(count) for count, what in re.findall(r"(\d+) (passed|failed|error)", done.stdout)}
-    outcome.calls, outcome.acknowledged = sum(counts.values()), counts.get("passed", 0)
-    outcome.load = f"{outcome.calls} tests"
-    failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
-    outcome.findings += [line[:MAX_CHARACTERS] for line in failed[:MAX_FINDINGS]]
-    if done.returncode and not outcome.findings:
-        outcome.findings.append(f"pytest has ended with {done.returncode}: {done.stdout[-300:]}{done.stderr[-300:]}")
 
 
 @contextmanager
