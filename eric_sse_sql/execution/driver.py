@@ -159,3 +159,6 @@ class Driver(Protocol):
 
         :raises RepositoryError: when the database has rolled the transaction back
         """
+
+    def refuse_commit(self, connection: Connection) -> None:
+        """Let the application commit nothing of its transaction: a savepoint in it could not be rolled back."""

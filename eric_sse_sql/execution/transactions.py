@@ -7,14 +7,14 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 from eric_sse.exception import RepositoryError
 from sqlalchemy import Connection, TwoPhaseTransaction
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import SQLAlchemyError
 
 from eric_sse_sql.errors import driver_error, repository_errors
 from eric_sse_sql.execution.driver import Driver, Repeats
@@ -43,12 +43,13 @@ class _Begun:
         self._pool = driver.engine.pool
         self._is_unused = True  # nothing was executed
         self._is_broken = False
+        self._must_roll_back = False
         self._connection = driver.begin()
 
     def connection(self) -> Connection:
         """The connection, for statements that are not repeated."""
         self._is_unused = False
-        self._driver.check_begun(self._connection)
+        self._check()
         return self._connection
 
     def execute(self, run: Callable[[Connection], Result]) -> Result:
@@ -56,7 +57,7 @@ class _Begun:
         repeats = Repeats(self._driver.engine)
         while True:
             try:
-                self._driver.check_begun(self._connection)
+                self._check()
                 result = run(self._connection)
             except Exception as error:
                 if not (self._note(error) and self._driver.is_refused(error)):
@@ -71,11 +72,27 @@ class _Begun:
 
     def commit(self) -> None:
         """Commit it."""
+        self._check()
         try:
             self._driver.commit(self._connection)
         except Exception as error:
             self._note(error)
             raise
+
+    def refuse_commit(self) -> None:
+        """From now on, it can only be rolled back: a savepoint in it could not be."""
+        self._must_roll_back = True
+
+    def _check(self) -> None:
+        """
+        :raises RepositoryError: where the transaction can only be rolled back
+        """
+        if self._must_roll_back:
+            raise RepositoryError(
+                "a savepoint of the transaction could not be rolled back or released, so that all of the transaction "
+                "can only be rolled back; let the error leave the block, and run the whole transaction again"
+            )
+        self._driver.check_begun(self._connection)
 
     def close(self) -> None:
         """Roll it back, unless it is committed, and return the connection to the pool. Close it where it is broken."""
@@ -164,7 +181,7 @@ class Transactions:
         if current.begun is not None:
             return current.begun.execute(lambda connection: fetch_rows(connection, compiled, values))
         connection = current.connection()
-        with _savepoint(connection) if current.needs_savepoints else nullcontext():
+        with self._savepoint(current, connection) if current.needs_savepoints else nullcontext():
             return fetch_rows(connection, compiled, values)
 
     def execute(self, run: Callable[[Connection], Result]) -> Result:
@@ -187,7 +204,7 @@ class Transactions:
             connection = current.connection()
             joined = current.after_commit is None
             inside = self._opened(current.connection, None if joined else after_commit, begun=current.begun)
-            with _savepoint(connection), inside:
+            with self._savepoint(current, connection), inside:
                 yield
             if current.after_commit is not None:
                 current.after_commit.extend(after_commit)
@@ -283,6 +300,32 @@ class Transactions:
         finally:
             _open.reset(token)
 
+    @contextmanager
+    def _savepoint(self, current: _Open, connection: Connection) -> Iterator[None]:
+        """A savepoint. Where it can be neither rolled back nor released, nothing of the transaction is committed."""
+        with repository_errors("no savepoint can be set"):
+            savepoint = connection.begin_nested()
+        try:
+            yield
+        except BaseException:
+            try:
+                savepoint.rollback()
+            except SQLAlchemyError:  # as where the database has rolled the whole transaction back
+                self._refuse_commit(current, connection)
+            raise
+        try:
+            with repository_errors("the savepoint can't be released"):
+                savepoint.commit()
+        except BaseException:
+            self._refuse_commit(current, connection)
+            raise
+
+    def _refuse_commit(self, current: _Open, connection: Connection) -> None:
+        if current.begun is None:
+            self._driver.refuse_commit(connection)
+        else:
+            current.begun.refuse_commit()
+
     def _check_joinable(self, connection: Connection) -> None:
         current = self.current()
         if current is not None and current is not connection:
@@ -303,20 +346,6 @@ class Transactions:
                 "the connection is in autocommit: it has no transaction to join, and what it executes is committed at "
                 "once; join a session of an engine of your own, made without isolation_level='AUTOCOMMIT'"
             )
-
-
-@contextmanager
-def _savepoint(connection: Connection) -> Iterator[None]:
-    with repository_errors("no savepoint can be set"):
-        savepoint = connection.begin_nested()
-    try:
-        yield
-    except BaseException:
-        with suppress(DBAPIError):  # where the database has rolled the whole transaction back
-            savepoint.rollback()
-        raise
-    with repository_errors("the savepoint can't be released"):
-        savepoint.commit()
 
 
 def _owner() -> object:

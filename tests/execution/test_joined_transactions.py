@@ -7,7 +7,7 @@ import random
 import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,15 @@ import pytest
 from eric_sse.exception import NoMessagesException, RepositoryError
 from eric_sse.message import Message
 from sqlalchemy import URL, Connection, Engine, create_engine, make_url, text
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from eric_sse_sql import BlockingSqlQueue, Database, SqlQueue, SqlStorageEngine
+from support.application import ApplicationError
 from support.databases import application_engine, opened
 from support.queues import drain
-from support.statements import Record
+from support.statements import Record, release_savepoint
 
 ORDERS = "CREATE TABLE orders (number INTEGER PRIMARY KEY)"
 ORDER = text("INSERT INTO orders VALUES (:number)")
@@ -150,6 +151,26 @@ def test_a_savepoint_that_the_application_rolls_back_undoes_the_writes_in_it(
             queue.push(Message("order", 3))
         session.commit()
     assert waiting(joinable) == [1, 3]
+
+
+def test_the_application_can_not_commit_where_a_savepoint_could_not_be_rolled_back(
+    engine: Engine, joinable: Database
+) -> None:
+    with Session(engine) as session:
+        session.execute(ORDER, {"number": 1})
+        with suppress(ApplicationError), joinable.join(session), joinable.transaction():
+            SqlQueue(joinable, "q").push(Message("m"))
+            release_savepoint(joinable)
+            raise ApplicationError
+        with pytest.raises(RepositoryError), joinable.join(session):
+            SqlQueue(joinable, "q").push(Message("m"))
+        with pytest.raises(SQLAlchemyError):
+            session.execute(ORDER, {"number": 2})
+        if engine.dialect.name == "sqlite":  # on Postgres, COMMIT rolls an aborted transaction back
+            with pytest.raises(SQLAlchemyError):
+                session.commit()
+        session.rollback()
+    assert orders(engine) == [] and waiting(joinable) == []
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from eric_sse_sql import Database, SqlQueue, SqlStorageEngine
 from eric_sse_sql.contract import ItemNotFound
 from support.application import ApplicationError
 from support.catalog import table_counts
+from support.statements import release_savepoint
 
 
 def test_all_writes_of_a_transaction_are_committed_together(database: Database) -> None:
@@ -60,6 +61,23 @@ def test_an_error_of_the_application_is_raised_though_its_savepoint_is_gone(data
     ):
         database.connection().exec_driver_sql("ROLLBACK")
         raise ApplicationError
+    storage.upsert("next", 1)
+    assert storage.fetch_one("next") == 1
+
+
+@pytest.mark.parametrize("block_fails", [True, False], ids=["rolled back", "released"])
+def test_nothing_is_committed_where_a_savepoint_can_not_be_ended(database: Database, block_fails: bool) -> None:
+    storage = SqlStorageEngine(database)
+    with pytest.raises(RepositoryError, match="savepoint"), database.transaction():
+        storage.upsert("outer", 1)
+        with pytest.raises(ApplicationError if block_fails else RepositoryError), database.transaction():
+            storage.upsert("inner", 1)
+            release_savepoint(database)
+            if block_fails:
+                raise ApplicationError
+        with pytest.raises(RepositoryError, match="savepoint"):
+            storage.upsert("after", 1)
+    assert table_counts(database)["kv_entries"] == 0
     storage.upsert("next", 1)
     assert storage.fetch_one("next") == 1
 

@@ -34,3 +34,8 @@ def record_statements(database: Database) -> Statements:
 def without_polls(statements: Statements) -> list[str]:
     """The statements that are no SELECT: all but the polls of the background thread."""
     return [statement for statement in statements if not statement.startswith("SELECT")]
+
+
+def release_savepoint(database: Database) -> None:
+    """Release the first savepoint of the open transaction unseen by SQLAlchemy, which then can't end it."""
+    database.connection().exec_driver_sql("RELEASE SAVEPOINT sa_savepoint_1")  # SQLAlchemy's name for it

@@ -343,6 +343,9 @@ class PostgresDriver:
                 raise RepositoryError(_PREPARES) from NotImplementedError("prepare_threshold")
         return session
 
+    def refuse_commit(self, connection: Connection) -> None:
+        """The failed statement has aborted the transaction, which Postgres can only roll back."""
+
 
 @contextmanager
 def _outcome_known(connection: Connection) -> Iterator[None]:

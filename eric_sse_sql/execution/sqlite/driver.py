@@ -249,6 +249,14 @@ class SqliteDriver:
             connection.exec_driver_sql("BEGIN IMMEDIATE")
         connection.info[BEGUN] = connection.get_transaction()
 
+    def refuse_commit(self, connection: Connection) -> None:
+        transaction = connection.get_transaction()
+        if not self._in_memory:
+            connection.invalidate()  # SQLAlchemy refuses each further statement, and the commit
+        elif transaction is not None:  # without its only connection, the database would be lost
+            transaction.rollback()
+            self.roll_back(connection)
+
 
 def _check_version(engine: Engine) -> None:
     driver: Any = engine.dialect.dbapi
