@@ -20,7 +20,7 @@ from eric_sse_sql.contract import ERIC_SSE_2_0
 from support.catalog import rename_table, table_counts
 from support.channels import queue_of
 from support.databases import opened
-from support.waiting import DEADLINE, until
+from support.waiting import DEADLINE
 
 if ERIC_SSE_2_0:
     pytest.skip("eric-sse 2.0 has no such channel", allow_module_level=True)
