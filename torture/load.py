@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from typing import NamedTuple
 
+from eric_sse.message import Message as EventMessage
+
 from eric_sse_sql import Database, SqlQueue, SqlSSEChannelRepository
 from torture import roles
 from torture.cluster import wait_for
@@ -99,7 +101,11 @@ class Load:
         """End all processes. What is wrong: which of them did not end by themselves, or failed."""
         (self.target.folder / "stop").touch()
         findings = self._join([name for name, (role, _) in self.processes.items() if role != "listen"])
-        (self.target.folder / "hush").touch()
+        if self.processes:
+            with Database(self.target.direct_url) as database:
+                repository = SqlSSEChannelRepository(database)
+                for channel_id in roles.CHANNELS:
+                    repository.load_one(channel_id).broadcast(EventMessage(roles.END))
         return findings + self._join(list(self.processes))
 
     def close(self) -> None:
@@ -369,7 +375,7 @@ def first_events(made: Load, since: float) -> dict[tuple[str, str], float]:
     return found
 
 
-def recovery_seconds(made: Load, since: float, give_up_seconds: float = 15) -> float | None:
+def recovery_seconds(made: Load, since: float, give_up_seconds: float = 60) -> float | None:
     """How long after a time the last stream got a broadcast that was sent after it; None when one got none."""
     expected = len(roles.CHANNELS) * roles.LISTENERS
     try:

@@ -31,6 +31,7 @@ LISTENERS = 5  # of each of these channels
 STORED_LISTENERS = 3  # of a channel that is persisted and deleted
 LEASE_SECONDS = 2.0
 NAMESPACE = "torture"
+END = "end"  # the type of the last message of a channel
 PAUSE_SECONDS = 0.002  # of a consumer that finds nothing
 BROADCAST_SECONDS = 0.02
 MAX_WAITING = 1_000  # messages in a queue, after which producers pause
@@ -234,19 +235,17 @@ def relay(post: Post, journal: Journal) -> None:
 
 
 def listen(post: Post, journal: Journal) -> None:
-    """Stream every listener of the channels, until the load has ended and nothing more has come for a while."""
+    """Stream every listener of the channels, until each has got the message that ends it."""
     with Database(post.url) as database:
         repository = SqlSSEChannelRepository(database)
         asyncio.run(_listen(post, journal, [repository.load_one(channel_id) for channel_id in CHANNELS]))
 
 
 async def _listen(post: Post, journal: Journal, channels: list[Any]) -> None:
-    last = time.monotonic()
-
     async def read(channel: Any, listener: Any) -> None:
-        nonlocal last
         async for event in channel.message_stream(listener):
-            last = time.monotonic()
+            if event["event"] == END:
+                return
             if event["event"] != "error":
                 journal.write(GOT, channel.id, listener.id, event["event"], event["data"])
 
@@ -257,11 +256,7 @@ async def _listen(post: Post, journal: Journal, channels: list[Any]) -> None:
             tasks.append(asyncio.create_task(read(channel, connection.listener)))
     await asyncio.sleep(0.5)
     journal.write("ready")
-    while not (post.folder / "hush").exists() or time.monotonic() < last + 2:
-        await asyncio.sleep(0.05)
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    await asyncio.gather(*tasks)
 
 
 # For the comparison with the raw driver

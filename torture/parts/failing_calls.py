@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 
 from sqlalchemy import Engine, create_engine, inspect, text
@@ -38,9 +38,9 @@ def run(bench: Bench) -> Iterator[Outcome]:
     for target in bench.targets():
         outcome = Outcome(target.name, calls=0, faults=0, acknowledged=0)
         failures = FAILURES[target.name]
+        for name, call in CALLS.items():
+            _Trial(target, name, call, outcome).run(failures, bench.sizes.most_failing)
         for kind, opener in failures.items():
-            for name, call in CALLS.items():
-                _Trial(target, f"{name} with {kind}", call, outcome).run(opener, bench.sizes.most_failing)
             _try_upgrade(bench, target.name, f"upgrade with {kind}", opener, outcome)
         outcome.load = f"{len(CALLS) + 1} calls, each with {' and '.join(failures)}"
         if len(outcome.findings) > MAX_FINDINGS:
@@ -54,8 +54,8 @@ class _Trial:
     def __init__(self, target: Target, name: str, call: Call, outcome: Outcome) -> None:
         self._target, self._name, self._call, self._outcome = target, name, call, outcome
 
-    def run(self, opener: Opener, most: int) -> None:
-        """Let the first statement fail, then a later one, until the call has none that could fail."""
+    def run(self, failures: Mapping[str, Opener], most: int) -> None:
+        """Let the first statement fail in each way, then a later one, until the call has none that could fail."""
         engine = create_engine(self._target.direct_url)
         try:
             _empty(engine)
@@ -64,21 +64,28 @@ class _Trial:
                 before = _contents(engine)
                 act()
             after = _contents(engine)
-            number = 1
-            while number <= most:
-                _empty(engine)
-                with opener(self._target) as (database, failure):
-                    if not self._has_failed(number, database, failure, engine, before, after):
-                        return
-                number += max(1, number // 5)
+            for kind, opener in failures.items():
+                number, has_failed = 1, True
+                while has_failed and number <= most:
+                    _empty(engine)
+                    with opener(self._target) as (database, failure):
+                        has_failed = self._has_failed(kind, number, database, failure, engine, before, after)
+                    number += max(1, number // 5)
         finally:
             engine.dispose()
 
     def _has_failed(
-        self, number: int, database: Database, failure: Failure, engine: Engine, before: Contents, after: Contents
+        self,
+        kind: str,
+        number: int,
+        database: Database,
+        failure: Failure,
+        engine: Engine,
+        before: Contents,
+        after: Contents,
     ) -> bool:
         """Make the call. Whether one of its statements has failed."""
-        act, what = self._call.prepare(database), f"{self._name}, {number}"
+        act, what = self._call.prepare(database), f"{self._name} with {kind}, {number}"
         error, has_failed = attempt(act, number, failure)
         self._count(error, has_failed)
         found, is_atomic = _contents(engine), self._call.is_atomic

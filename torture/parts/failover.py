@@ -97,4 +97,4 @@ def _back_at(url: str) -> float:
 def _standstill(path: Path, at: float) -> float:
     """The longest time between two successes after the server was told to stop."""
     times = [line.seconds for line in lines(path) if line.what == DONE and at < line.seconds < at + FAILOVER_SECONDS]
-    return max(later - earlier for earlier, later in pairwise(times))
+    return max((later - earlier for earlier, later in pairwise(times)), default=FAILOVER_SECONDS)

@@ -25,7 +25,7 @@ from torture.outcome import Outcome
 MAX_TABLE_BYTES = 10_000_000
 WAIT_SECONDS = 900
 POOLED = 5  # connections, each with a file or two, that a pool may open later
-CLOSE_SECONDS = 3
+CLOSE_SECONDS = 10
 BLOCK = 500  # calls between two collections of garbage
 
 

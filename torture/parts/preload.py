@@ -20,7 +20,7 @@ from torture.databases import Bench, Target
 from torture.outcome import Outcome
 
 WORKERS = 3
-START_SECONDS = 30
+START_SECONDS = 60
 RESTARTS = 3  # of one worker each
 
 
@@ -69,13 +69,13 @@ def _measure(target: Target, requests: int, outcome: Outcome) -> None:
     finally:
         process.terminate()
         with suppress(subprocess.TimeoutExpired):
-            process.wait(20)
+            process.wait(40)
         if process.poll() is None:
             outcome.findings.append("gunicorn does not end.")
             process.kill()
             process.wait()
     with suppress(TimeoutError):
-        wait_for(lambda: target.connections() == 0, 3)
+        wait_for(lambda: target.connections() == 0, 10)
     outcome.connections = target.connections()
     if "Traceback" in log.read_text():
         outcome.findings.append(f"gunicorn has logged: {log.read_text()[-500:]}")
