@@ -18,7 +18,7 @@ from eric_sse_sql import Database, SqlQueue, SqlSSEChannelRepository
 from torture import roles
 from torture.cluster import wait_for
 from torture.databases import Target
-from torture.journal import DONE, FAILED, GOT, UNKNOWN, Call, Journal, calls, count_done, lines
+from torture.journal import DONE, EMPTY, FAILED, GOT, UNKNOWN, Call, Journal, calls, count_done, lines
 from torture.outcome import Outcome
 from torture.roles import Post
 
@@ -93,6 +93,11 @@ class Load:
             self.start(role)
         self.kills += len(killed)
 
+    def is_running(self) -> bool:
+        """Whether all processes are at work: until then, they import modules and keep the machine busy."""
+        paths = [self.target.folder / f"{name}.journal" for name in self.processes]
+        return all(any(line.what in (DONE, EMPTY, READY) for line in lines(path)) for path in paths)
+
     def acknowledged(self) -> int:
         """How many calls have returned so far."""
         return count_done(self.target.folder)
@@ -153,7 +158,7 @@ def load(target: Target, url: str, producers: int, life_seconds: int, *, streams
                 made.start(role)
         for role in ("relay", "register"):
             made.start(role)
-        wait_for(lambda: made.acknowledged() > 0, START_SECONDS)
+        wait_for(made.is_running, START_SECONDS)
         made.began = time.monotonic()
         yield made
     finally:

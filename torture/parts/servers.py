@@ -30,10 +30,11 @@ def run(bench: Bench) -> Iterator[Outcome]:
             yield Outcome(name, skipped="it is not installed")
         else:
             with cluster(programs[release]) as server:
+                name = server.version.split(" (")[0]  # without the packager's own
                 sizes = replace(bench.sizes, crashes=min(CRASHES, bench.sizes.crashes))
                 for outcome in crashes.run(replace(bench, sizes=sizes, cluster=server)):
-                    yield replace(outcome, database=server.version)
+                    yield replace(outcome, database=name)
                 if TESTS.exists():
-                    outcome = Outcome(f"{server.version}, contract suite")
+                    outcome = Outcome(f"{name}, contract suite")
                     run_suite(f"postgresql://postgres@127.0.0.1:{server.port}/postgres", outcome)
                     yield outcome
