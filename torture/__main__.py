@@ -58,7 +58,7 @@ def main() -> int:
     parser.add_argument("--database", nargs="+", choices=DATABASES, default=list(DATABASES))
     sizes = parser.add_mutually_exclusive_group()
     for size, about in {
-        "full": "up to 20 minutes; the default",
+        "full": "about 15 minutes; the default. It alone fails for times that miss their goals",
         "short": "about two minutes",
         "smoke": "each part once, for the tests",
     }.items():
