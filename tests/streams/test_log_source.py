@@ -169,40 +169,38 @@ async def is_silent(feed: Feed, last_event_id: str) -> bool:
     return False
 
 
-UNKNOWN = {
-    **{text: text for text in ("", "x", "-1", "99", "1.5", "²", "9" * 19, "0x10", ".", "..", "k\0f.1", "1\n2")},
-    **{f"{digits} digits": "9" * digits for digits in (4_300, 4_301, 5_000, 100_000)},
-}
+UNKNOWN = [
+    *("", "x", "-1", "99", "1.5", "²", "9" * 19, "0x10", ".", "..", "k\0f.1", "1\n2"),
+    *("9" * digits for digits in (4_300, 4_301, 5_000, 100_000)),
+]
 
 
-@pytest.mark.parametrize("unknown", UNKNOWN.values(), ids=map(repr, UNKNOWN))
-def test_an_event_id_that_was_never_assigned_causes_a_reset(feed: Feed, unknown: str) -> None:
+def test_an_event_id_that_was_never_assigned_causes_a_reset(feed: Feed) -> None:
     feed.push(0, 1)
     feed.read(2)
     feed.push(2)
-    events = feed.read(4, unknown)
-    assert payloads(events) == ["reset", 0, 1, 2]
-    assert events[0]["data"]
+    for unknown in UNKNOWN:
+        events = feed.read(4, unknown)
+        assert payloads(events) == ["reset", 0, 1, 2], unknown[:100]
+        assert events[0]["data"]
 
 
-@pytest.mark.parametrize(
-    "changed",
-    [
-        lambda epoch, position, token: f"{epoch}0-{position}-{token}",
-        lambda epoch, position, token: f"{epoch}-{position}-{token}9",
-        lambda epoch, position, token: f"{epoch}-{position}{'9' * 4_300}-{token}",
-        lambda epoch, position, token: f"{epoch}-9{position}-{token}",
-        lambda epoch, position, token: f"{epoch}-{position}-{token}x",
-        lambda epoch, position, token: f"{epoch}-{position}",
-        lambda epoch, position, token: f" {epoch}-{position}-{token}",
-        lambda epoch, position, token: f"{epoch}-{position}-{token}\n",
-    ],
-)
-def test_an_event_id_that_was_changed_causes_a_reset(feed: Feed, changed: Any) -> None:
+def test_an_event_id_that_was_changed_causes_a_reset(feed: Feed) -> None:
     feed.push(0, 1)
     last = feed.read(1)[-1]["id"]
     assert payloads(feed.read(1, last)) == [1]
-    assert payloads(feed.read(3, changed(*last.split("-")))) == ["reset", 0, 1]
+    epoch, position, token = last.split("-")
+    for changed in (
+        f"{epoch}0-{position}-{token}",
+        f"{epoch}-{position}-{token}9",
+        f"{epoch}-{position}{'9' * 4_300}-{token}",
+        f"{epoch}-9{position}-{token}",
+        f"{epoch}-{position}-{token}x",
+        f"{epoch}-{position}",
+        f" {epoch}-{position}-{token}",
+        f"{epoch}-{position}-{token}\n",
+    ):
+        assert payloads(feed.read(3, changed)) == ["reset", 0, 1], changed[:100]
 
 
 def test_events_are_kept_for_a_time_and_then_deleted(feed: Feed, database: Database) -> None:
