@@ -204,8 +204,8 @@ class SqlChannel(AbstractChannel, ABC):
         Errors are events of the type "error": a database that can't be queried gives one, until it can be again, and so
         does a message that can't be decoded, which is set aside.
 
-        :param last_event_id: what the browser sends as ``Last-Event-ID``; without it, the stream goes on where streams
-            of the connection have stopped
+        :param last_event_id: what the browser sends as ``Last-Event-ID``; without it, or with an empty one, the stream
+            goes on where streams of the connection have stopped
         :raises InvalidListenerException: when the channel has no such listener
         :raises RepositoryError: for a ``last_event_id`` that is no text
         """
@@ -246,7 +246,7 @@ class SqlChannel(AbstractChannel, ABC):
         source: MessageSource = (
             PrefetchBuffer(queue, found.blobs is not None)
             if found.cursor is None
-            else LogSource(found.cursor, opened, last_event_id)
+            else LogSource(found.cursor, opened, last_event_id or None)  # HTML: an empty id is none
         )
         return stream(
             source,

@@ -108,6 +108,8 @@ def test_a_stream_without_a_last_event_begins_with_undelivered_messages(feed: Fe
     assert payloads(feed.read(2)) == [0, 1]
     feed.push(2)
     assert payloads(feed.read(2)) == [1, 2]  # 1 is delivered when the event after it is asked for
+    feed.push(3)
+    assert payloads(feed.read(2, "")) == [2, 3]  # an empty Last-Event-ID is none
 
 
 def test_two_streams_of_one_listener_get_every_message(feed: Feed) -> None:
