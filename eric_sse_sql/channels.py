@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from abc import ABC
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, cast
 
@@ -18,6 +18,7 @@ from eric_sse.prefabs import SSEChannel
 from eric_sse.queues import Queue
 
 from eric_sse_sql.arguments import YEAR_SECONDS, validate_number, validate_type
+from eric_sse_sql.codec import class_path
 from eric_sse_sql.database import MAX_AGE, Database
 from eric_sse_sql.fanout import Fanout, LocalFanout, LogFanout, QueueFanout
 from eric_sse_sql.identity_map import HeldConnection, IdentityMap
@@ -27,7 +28,7 @@ from eric_sse_sql.queues import BlockingSqlQueue, SqlConnectionsFactory, SqlQueu
 from eric_sse_sql.streams.event_log import log_of
 from eric_sse_sql.streams.log_source import LogSource
 from eric_sse_sql.streams.source import ERROR, MessageSource, PrefetchBuffer, in_thread
-from eric_sse_sql.streams.stream import UNDELIVERABLE, stream
+from eric_sse_sql.streams.stream import UNDELIVERABLE, event_of, stream
 from eric_sse_sql.wakeups.presence import OpenStream
 
 #: Milliseconds after which a browser reconnects. eric-sse's own default is 5: with it, a page whose server closes each
@@ -38,6 +39,8 @@ MAX_REPLAY_SECONDS = MAX_AGE.days * 24 * 60 * 60
 POLLED_QUEUE_SECONDS = 0.01  # between two pops of an empty queue of another class
 _HELD = "_identity_map"  # the attribute that has it
 _FACTORY = "write SqlConnectionsFactory(database)"
+_LISTENER = "write channel.get_listener(its id)"
+_WITH_ID = "return a dict, since each event of a channel with replay_seconds gets an id"
 
 logger = logging.getLogger("eric_sse_sql")
 
@@ -207,8 +210,10 @@ class SqlChannel(AbstractChannel, ABC):
         :param last_event_id: what the browser sends as ``Last-Event-ID``; without it, or with an empty one, the stream
             goes on where streams of the connection have stopped
         :raises InvalidListenerException: when the channel has no such listener
-        :raises RepositoryError: for a ``last_event_id`` that is no text
+        :raises RepositoryError: for a ``last_event_id`` that is no text, when the database is closed, and when ``adapt``
+            can't make the event of an error, or makes one that is no dict where the channel has ``replay_seconds``
         """
+        validate_type("a listener", listener, MessageQueueListener, _LISTENER)
         if last_event_id is not None:
             validate_type("last_event_id", last_event_id, str, "pass the header Last-Event-ID as it is, or None")
         held = self.identity_map
@@ -262,18 +267,31 @@ class SqlChannel(AbstractChannel, ABC):
         listener = found.connection.listener
         while is_open():
             try:
-                yield self.adapt(self.deliver_next(listener.id))
+                message = self.deliver_next(listener.id)
             except NoMessagesException:
                 await asyncio.sleep(max(self.stream_delay_seconds, POLLED_QUEUE_SECONDS))
                 continue
             except Exception:
                 logger.exception("a message can't be delivered to its listener")
-                yield self.adapt(Message(ERROR, UNDELIVERABLE))
+                message = Message(ERROR, UNDELIVERABLE)
+            yield event_of(message, None, self._adapted)
             await asyncio.sleep(self.stream_delay_seconds)
 
     def _adapted(self, message: MessageContract, event_id: str | None) -> Any:
-        event = self.adapt(message)
-        return event if event_id is None else {**event, "id": event_id}
+        """The event of a message.
+
+        :raises RepositoryError: when ``adapt`` can't make it
+        """
+        adapted_by = f"adapt() of {class_path(type(self))}"
+        try:
+            event = self.adapt(message)
+        except Exception as error:  # of the application's class
+            raise RepositoryError(
+                f"{adapted_by} raised {type(error).__name__}; the attached cause says why"
+            ) from error
+        if event_id is None:
+            return event
+        return {**validate_type(f"what {adapted_by} returns", event, Mapping, _WITH_ID), "id": event_id}
 
     def _fanout(self) -> Fanout:
         held, database = self.identity_map, self._database

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 from eric_sse.connection import Connection
 from eric_sse.exception import NoMessagesException, RepositoryError
 from eric_sse.listener import MessageQueueListener
-from eric_sse.message import Message
+from eric_sse.message import Message, MessageContract
 from eric_sse.queues import InMemoryQueue
 from sqlalchemy import URL, create_engine, text
 
@@ -28,8 +29,10 @@ from eric_sse_sql import (
     SqlQueue,
     SqlStorageEngine,
 )
+from eric_sse_sql.contract import ERIC_SSE_2_0
 from support import application
 from support.catalog import table_counts
+from support.waiting import DEADLINE
 
 SECRET = "hunter2"
 ENGINES = ("own engine", "application's engine")
@@ -396,3 +399,63 @@ def test_an_unsupported_bind_is_refused(bind: Any) -> None:
             make(bind)
         assert error.value.__cause__ is not None
         assert leaks_nothing(error.value)
+
+
+# Channels
+
+
+LIVE = pytest.mark.skipif(ERIC_SSE_2_0, reason="eric-sse 2.0 has no such channel")
+
+
+def live(database: Database, replay_seconds: float = 0, channel_id: str = "channel") -> tuple[Any, MessageQueueListener]:
+    """A channel that is stored, and its only listener, which is started."""
+    from eric_sse_sql import SqlSSEChannelRepository
+
+    repository = SqlSSEChannelRepository(database)
+    channel = repository.create({"channel_id": channel_id, "replay_seconds": replay_seconds})
+    listener = channel.add_listener()
+    listener.start()
+    repository.persist(channel)
+    return channel, listener
+
+
+def first_event(channel: Any, listener: Any, last_event_id: Any = None) -> Any:
+    async def main() -> Any:
+        async with aclosing(channel.message_stream(listener, last_event_id)) as stream:
+            return await asyncio.wait_for(anext(stream), DEADLINE)
+
+    return asyncio.run(main())
+
+
+@LIVE
+def test_an_adapt_that_returns_no_dict_is_refused_where_events_have_ids(database: Database) -> None:
+    channel, listener = live(database, replay_seconds=60)
+    channel.broadcast(Message("m", 1))
+    for adapted in (None, SECRET, b"data", 5, [SECRET]):
+        channel.adapt = lambda message, adapted=adapted: adapted
+        with refused(database, "SqlSSEChannel returns must be a Mapping, not " + type(adapted).__name__):
+            first_event(channel, listener)
+    del channel.adapt
+    assert first_event(channel, listener)["data"] == 1
+
+
+@LIVE
+@pytest.mark.parametrize("replay_seconds", [0, 60])
+def test_an_adapt_that_raises_is_an_event_once_and_an_error_where_it_can_not_tell_that(
+    database: Database, replay_seconds: float
+) -> None:
+    channel, listener = live(database, replay_seconds)
+    for unadaptable in ("m", "error"):
+
+        def adapt(message: MessageContract, least: str = unadaptable) -> Any:
+            if message.type >= least:
+                raise AttributeError("the type says so")
+            return {"event": message.type}
+
+        channel.adapt = adapt
+        channel.broadcast(Message("m"))
+        if unadaptable == "m":
+            assert first_event(channel, listener)["event"] == "error"
+        else:
+            with pytest.raises(RepositoryError, match=r"adapt\(\) of .*SqlSSEChannel raised AttributeError"):
+                first_event(channel, listener)

@@ -38,20 +38,22 @@ async def stream(
     can't be queried, one error event is delivered, and the stream goes on by itself when it can be again.
 
     :param is_open: False once the listener is stopped, or removed from its channel
-    :param adapt: makes an event of a message and the id of the event
+    :param adapt: makes an event of a message and the id of the event; what it can't make is a ``RepositoryError``
     :param delay: seconds between two events
+    :raises RepositoryError: when ``adapt`` can't make the event of an error, and when the database is closed
     """
     if not listener.is_running():
         logger.warning("listener %s was not started: its stream ends at once; call listener.start() first", listener.id)
     seconds, has_failed = PAUSES[0], False
     try:
         while is_open():
-            item, event = source.next(), None
+            item, message = source.next(), None
             try:
                 if item is None:
                     await source.wait(is_open)
                 else:
-                    event = await _event(source, item, listener, database, adapt)
+                    event_id = source.event_id(item)
+                    message = await _message(source, item, listener, database)
             except RepositoryError as error:
                 database.check_open()
                 database.background.outage.begin(source, error)
@@ -64,8 +66,8 @@ async def stream(
             if has_failed:
                 database.background.outage.end(source)
                 seconds, has_failed = PAUSES[0], False
-            if event is not None:
-                yield event
+            if message is not None:
+                yield event_of(message, event_id, adapt)
                 source.note_delivered(item)
                 seconds_between = delay()
                 if seconds_between or source.next() is not None:  # else the next wait lets other streams run
@@ -76,14 +78,11 @@ async def stream(
             await in_thread(database, source.put_back)
 
 
-async def _event(
-    source: MessageSource,
-    item: Any,
-    listener: MessageQueueListener,
-    database: Database,
-    adapt: Callable[[MessageContract, str | None], Any],
-) -> Any:
-    """The event of an item, after which the source goes on; None where the item is another stream's by now.
+async def _message(
+    source: MessageSource, item: Any, listener: MessageQueueListener, database: Database
+) -> MessageContract | None:
+    """The message of an item, after which the source goes on; one that reports an error, where the item can't be
+    delivered; None where the item is another stream's by now.
 
     :raises RepositoryError: when an item that can't be decoded can't be set aside, either
     """
@@ -91,13 +90,27 @@ async def _event(
         message = source.decoded(item)
     except RepositoryError as error:
         await in_thread(database, source.set_aside, item, error)
-        return adapt(Message(ERROR, UNREADABLE), source.event_id(item))
+        return Message(ERROR, UNREADABLE)
     if not source.advance(item):
         return None
     try:
         if source.is_for_listener(item):
             listener.on_message(message)
-        return adapt(message, source.event_id(item))
     except Exception:
         logger.exception("a message can't be delivered to its listener")
-        return adapt(Message(ERROR, UNDELIVERABLE), source.event_id(item))
+        return Message(ERROR, UNDELIVERABLE)
+    return message
+
+
+def event_of(
+    message: MessageContract, event_id: str | None, adapt: Callable[[MessageContract, str | None], Any]
+) -> Any:
+    """The event of a message; one that reports an error, where ``adapt`` can't make it.
+
+    :raises RepositoryError: when ``adapt`` can't make that, either
+    """
+    try:
+        return adapt(message, event_id)
+    except Exception:
+        logger.exception("a message can't be delivered to its listener")
+        return adapt(Message(ERROR, UNDELIVERABLE), event_id)
