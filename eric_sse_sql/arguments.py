@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
+from eric_sse.connection import Connection
 from eric_sse.exception import RepositoryError
+from eric_sse.listener import MessageQueueListener
+from eric_sse.queues import Queue
 
 from eric_sse_sql.keys import validate_key
 
@@ -33,6 +36,17 @@ def validate_type(what: str, value: Argument, kind: type[Any], instead: str = ""
     raise RepositoryError(f"{what} must be {article} {kind.__name__}, not {kind_of(value)}{advice}") from TypeError(
         kind_of(value)
     )
+
+
+def validate_connection(connection: Connection) -> Connection:
+    """Return a connection unchanged if it is one, of a listener and a queue.
+
+    :raises RepositoryError: when it is not
+    """
+    validate_type("a connection", connection, Connection)
+    validate_type("the listener of a connection", connection.listener, MessageQueueListener)
+    validate_type("the queue of a connection", connection.queue, Queue)
+    return connection
 
 
 def validate_number(

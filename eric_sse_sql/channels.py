@@ -20,6 +20,7 @@ from eric_sse.queues import Queue
 from eric_sse_sql.arguments import YEAR_SECONDS, validate_number, validate_type
 from eric_sse_sql.codec import class_path
 from eric_sse_sql.database import MAX_AGE, Database
+from eric_sse_sql.errors import application_errors
 from eric_sse_sql.fanout import Fanout, LocalFanout, LogFanout, QueueFanout
 from eric_sse_sql.identity_map import HeldConnection, IdentityMap
 from eric_sse_sql.keys import validate_key
@@ -105,10 +106,14 @@ class SqlChannel(AbstractChannel, ABC):
 
     def register_listener(self, listener: MessageQueueListener) -> None:
         """Register a listener with a new connection. No statement: ``persist`` stores it."""
+        validate_type("a listener", listener, MessageQueueListener)
         self.register_connection(self._connections_factory.create(listener=listener))
 
     def register_connection(self, connection: Connection) -> None:
-        """Register a connection. No statement: ``persist`` stores it."""
+        """Register a connection. No statement: ``persist`` stores it.
+
+        :raises RepositoryError: for what is no connection of a listener and a queue
+        """
         self.identity_map.register(connection)
 
     def remove_listener(self, listener_id: str) -> None:
@@ -210,8 +215,8 @@ class SqlChannel(AbstractChannel, ABC):
         :param last_event_id: what the browser sends as ``Last-Event-ID``; without it, or with an empty one, the stream
             goes on where streams of the connection have stopped
         :raises InvalidListenerException: when the channel has no such listener
-        :raises RepositoryError: for a ``last_event_id`` that is no text, when the database is closed, and when ``adapt``
-            can't make the event of an error, or makes one that is no dict where the channel has ``replay_seconds``
+        :raises RepositoryError: for a ``last_event_id`` that is no text; when the database is closed; and when
+            ``adapt`` raises for the event of an error, or returns no dict where the channel has ``replay_seconds``
         """
         validate_type("a listener", listener, MessageQueueListener, _LISTENER)
         if last_event_id is not None:
@@ -282,16 +287,12 @@ class SqlChannel(AbstractChannel, ABC):
 
         :raises RepositoryError: when ``adapt`` can't make it
         """
-        adapted_by = f"adapt() of {class_path(type(self))}"
-        try:
+        name = f"{class_path(type(self))}.adapt()"
+        with application_errors(name, 'let it take messages of the type "error", too'):
             event = self.adapt(message)
-        except Exception as error:  # of the application's class
-            raise RepositoryError(
-                f"{adapted_by} raised {type(error).__name__}; the attached cause says why"
-            ) from error
         if event_id is None:
             return event
-        return {**validate_type(f"what {adapted_by} returns", event, Mapping, _WITH_ID), "id": event_id}
+        return {**validate_type(f"what {name} returns", event, Mapping, _WITH_ID), "id": event_id}
 
     def _fanout(self) -> Fanout:
         held, database = self.identity_map, self._database

@@ -173,8 +173,10 @@ class Database(PersistentReference):
         """Run a function in a transaction, or in a savepoint of the open one. It is run again where the transaction
         conflicts with another one, and is not part of an open one.
 
-        :raises RepositoryError: as :meth:`transaction`
+        :raises RepositoryError: as :meth:`transaction`, and for what is no function
         """
+        if not callable(work):
+            raise RepositoryError(f"work must be a function, not {kind_of(work)}") from TypeError(kind_of(work))
         self.check_open()
         self.executor.release()
         return self.executor.transactions.run(work)

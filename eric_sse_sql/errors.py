@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 from eric_sse import exception as eric_sse_exceptions
@@ -214,6 +216,20 @@ class repository_errors:
         except RepositoryError as refusal:
             refusal.__context__ = None
             raise
+
+
+@contextmanager
+def application_errors(name: str, advice: str) -> Iterator[None]:
+    """Turn an exception of an application's own function into ``RepositoryError``, with the exception as its cause.
+
+    :param name: of the function
+    :param advice: what to do about it
+    """
+    try:
+        yield
+    except Exception as error:
+        reason = error if isinstance(error, RepositoryError) else "the attached cause says why"
+        raise RepositoryError(f"{name} raised {type(error).__name__}: {reason}; {advice}") from error
 
 
 def without_values(error: BaseException) -> BaseException:

@@ -10,6 +10,7 @@ from eric_sse.connection import Connection
 from eric_sse.exception import InvalidListenerException, RepositoryError
 from eric_sse.listener import MessageQueueListener
 
+from eric_sse_sql.arguments import validate_connection
 from eric_sse_sql.database import Database
 from eric_sse_sql.keys import validate_key
 from eric_sse_sql.queues import BlockingSqlQueue, SqlQueue, is_pushed_by_statement
@@ -158,8 +159,11 @@ class IdentityMap:
             return list(self._held.values())
 
     def register(self, connection: Connection) -> None:
-        """Hold a connection that is not stored yet."""
-        listener_id = connection.listener.id
+        """Hold a connection that is not stored yet.
+
+        :raises RepositoryError: for what is none
+        """
+        listener_id = validate_key("a listener id", validate_connection(connection).listener.id)
         with self._lock:
             self._unstored[listener_id] = self._hold(HeldConnection(connection, None))
             self._removed.pop(listener_id, None)

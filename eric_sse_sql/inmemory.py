@@ -6,12 +6,14 @@ there is refused here too. The tables are made at once. No other program can wri
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, TypeVar
 
 from eric_sse.connection import Connection
 from eric_sse.entities import AbstractChannel
 from eric_sse.queues import Queue
 
+from eric_sse_sql.arguments import validate_type
 from eric_sse_sql.codec import PickleCodec
 from eric_sse_sql.database import Database
 from eric_sse_sql.models import Base
@@ -26,6 +28,12 @@ __all__ = [
     "InMemoryStorage",
 ]
 
+Value = TypeVar("Value")
+
+
+def _items(what: str, items: dict[str, Value] | None) -> Iterable[tuple[str, Value]]:
+    return () if items is None else validate_type(what, items, dict, "write {id: object}").items()
+
 
 class InMemoryStorage(SqlStorageEngine):
     """A storage engine in memory.
@@ -37,7 +45,7 @@ class InMemoryStorage(SqlStorageEngine):
         database = Database("sqlite://", codec=PickleCodec(unrestricted=True))
         Base.metadata.create_all(database.engine)
         super().__init__(database)
-        for key, value in (objects or {}).items():
+        for key, value in _items("objects", objects):
             self.upsert(key, value)
 
 
@@ -49,8 +57,8 @@ class InMemoryConnectionRepository(ConnectionRepository):
 
     def __init__(self, connections: dict[str, Connection] | None = None) -> None:
         super().__init__(InMemoryStorage())
-        for connection_id, connection in (connections or {}).items():
-            self._store.persist_connection(connection_id, record_of(connection), None)
+        for connection_id, connection in _items("connections", connections):
+            self._store.persist_connection(record_of(connection)._replace(id=connection_id), None)
 
 
 class InMemoryChannelRepository(ChannelRepository):
@@ -61,7 +69,7 @@ class InMemoryChannelRepository(ChannelRepository):
 
     def __init__(self, channels: dict[str, AbstractChannel] | None = None) -> None:
         super().__init__(InMemoryStorage())
-        for channel_id, channel in (channels or {}).items():
+        for channel_id, channel in _items("channels", channels):
             self._persist(channel_id, channel)
 
 
@@ -73,5 +81,5 @@ class InMemoryQueueRepository(QueueRepository):
 
     def __init__(self, queues: dict[str, Queue] | None = None) -> None:
         super().__init__(InMemoryStorage())
-        for queue_id, queue in (queues or {}).items():
-            self._storage.upsert(queue_id, queue)
+        for queue_id, queue in _items("queues", queues):
+            self._storage.upsert(queue_id, validate_type("a queue", queue, Queue))

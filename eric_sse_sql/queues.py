@@ -18,7 +18,6 @@ from eric_sse.message import MessageContract
 from eric_sse.queues import Queue
 
 from eric_sse_sql.arguments import YEAR_SECONDS, kind_of, validate_number, validate_type
-from eric_sse_sql.codec import class_path
 from eric_sse_sql.contract import ConnectionsFactory, PersistableQueue, make_connection
 from eric_sse_sql.database import Database
 from eric_sse_sql.errors import repository_errors
@@ -33,7 +32,9 @@ from eric_sse_sql.wakeups.watcher import FALLBACK_SECONDS
 MAX_TYPE_CHARACTERS = 255
 MAX_LEASE_SECONDS = YEAR_SECONDS
 MAX_BATCH = 2**31 - 1  # messages
+MAX_BYTES = 2**63 - 1  # of a take
 _DATABASE = "write Database(url), or Database(engine)"
+_TAKEN = "what take() returned"
 MAX_TAKEN_BYTES = 8 * 1024 * 1024  # of the messages that are taken at once; a single one may be larger
 
 TAKEN_ID = itemgetter(TakenMessage._fields.index("id"))
@@ -183,7 +184,7 @@ class SqlQueue(PersistableQueue):
                 f"push_many() takes a list of messages, not {kind_of(many)}; push() takes one"
             ) from TypeError(kind_of(many))
         if message_ids is not None:
-            self._push_new(list(many), list(message_ids))
+            self._push_new(list(many), list(validate_type("message_ids", message_ids, Iterable)))
             return
         if self.log is not None:
             with self._database.transaction():
@@ -242,6 +243,7 @@ class SqlQueue(PersistableQueue):
         :raises RepositoryError: for any fault of the database
         """
         validate_number("most", most, 0, MAX_BATCH, whole=True)
+        validate_number("max_bytes", max_bytes, 0, MAX_BYTES, whole=True)
         with repository_errors("the messages can't be taken"), self._database.transaction():
             rows = self._search(messages.TAKE, TAKEN_ID, count=most, bytes=max_bytes)
             return sorted(map(TakenMessage._make, rows), key=attrgetter("id"))
@@ -255,7 +257,10 @@ class SqlQueue(PersistableQueue):
         :param since: when they were taken from the queue of a stored connection, on the clock of time.monotonic():
             nothing is put back where the connection was deleted, or the queue was cleared, since then
         """
-        taken = [validate_type("each row", row, TakenMessage, "put back what take() returned") for row in rows]
+        taken = [
+            validate_type("each row", row, TakenMessage, f"put back {_TAKEN}")
+            for row in validate_type("rows", rows, Iterable)
+        ]
         if not taken:
             return
         executor = self._database.executor
@@ -280,6 +285,7 @@ class SqlQueue(PersistableQueue):
 
         ``Database.retry_set_aside`` puts it back.
         """
+        validate_type("the row", row, TakenMessage, f"set aside {_TAKEN}")
         logger.warning(
             "message %s of queue %s can't be decoded, and was set aside in sse_set_aside_messages: %s",
             row.id,
@@ -504,7 +510,10 @@ class SqlConnectionsFactory(ConnectionsFactory):
 
         :param listener: by default a new one
         """
-        return make_connection(listener or MessageQueueListener(), self._queue_class(self._database), new_id())
+        if listener is None:
+            listener = MessageQueueListener()
+        validate_type("a listener", listener, MessageQueueListener)
+        return make_connection(listener, self._queue_class(self._database), new_id())
 
 
 def is_pushed_by_statement(queue: Queue) -> bool:
@@ -560,8 +569,13 @@ def _give_up_time(timeout: float | None) -> float | None:
 
 
 def type_of(message: MessageContract) -> str:
-    """The message's type as the table shows it to people."""
-    kind = str(message.type if hasattr(message, "type") else class_path(type(message)))[:MAX_TYPE_CHARACTERS]
+    """The message's type as the table shows it to people.
+
+    :raises RepositoryError: for what is no message
+    """
+    validate_type("a message", message, MessageContract, "write Message(type, payload)")
+    with repository_errors("the type of the message can't be read"):
+        kind = str(message.type)[:MAX_TYPE_CHARACTERS]
     if kind.isascii() and "\0" not in kind:
         return kind
     return kind.encode(errors="replace").decode().replace("\0", "\ufffd")

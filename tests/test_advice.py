@@ -26,7 +26,7 @@ import pytest
 from eric_sse.connection import Connection
 from eric_sse.exception import NoMessagesException, RepositoryError
 from eric_sse.listener import MessageQueueListener
-from eric_sse.message import Message
+from eric_sse.message import Message, MessageContract
 from psycopg import ClientCursor
 from psycopg.rows import namedtuple_row
 from sqlalchemy import (
@@ -59,10 +59,18 @@ from eric_sse_sql import (
 )
 from eric_sse_sql.contract import ERIC_SSE_2_0
 from eric_sse_sql.errors import repository_errors
+from eric_sse_sql.inmemory import (
+    InMemoryChannelRepository,
+    InMemoryConnectionRepository,
+    InMemoryQueueRepository,
+    InMemoryStorage,
+)
 from support.catalog import table_counts
 from support.statements import Record
 
 if not ERIC_SSE_2_0:
+    from eric_sse.prefabs import DataProcessingChannel
+
     from eric_sse_sql import SqlConnectionsFactory, SqlSSEChannel, SqlSSEChannelRepository
 
 Call = TypeVar("Call")
@@ -72,6 +80,7 @@ AROUND = "has quotes, blanks or a newline around it"
 PSYCOPG_3 = "is not supported; write postgresql+psycopg://"
 UNSUPPORTED = "is not supported; write postgresql+psycopg://user:password@host:5432/database, or sqlite:///"
 ASYNCHRONOUS = "it is asynchronous; pass its URL, or an engine of create_engine()"
+ERROR = RepositoryError("it can't be decoded")
 ENGINE_OF_IT = "pass its engine, or a URL; join() takes a session or connection"
 
 
@@ -271,6 +280,14 @@ def entered(manager: Any) -> None:
         pass
 
 
+def channel_in(database: Database, replay_seconds: Any = 0) -> Any:
+    """A channel that is not stored, whose messages are in a database."""
+    channel = SqlSSEChannel(connections_factory=SqlConnectionsFactory(database), replay_seconds=60)
+    channel.add_listener()
+    channel.replay_seconds = replay_seconds
+    return channel
+
+
 def join_driver(database: Any) -> None:
     with closing(sqlite3.connect(":memory:")) as connection:
         database.join(connection)
@@ -278,6 +295,16 @@ def join_driver(database: Any) -> None:
 
 def first_event(stream: Any) -> None:
     asyncio.run(stream.__anext__())
+
+
+class Typeless(MessageContract):
+    """A message that has no type."""
+
+    payload = None
+
+    @property
+    def type(self) -> str:
+        raise AttributeError("no type")
 
 
 class Connectionless:
@@ -349,6 +376,28 @@ CALLS: list[tuple[str, Callable[[Database], object], str]] = [
         "push_many() takes a list of messages, not NoneType",
     ),
     ("put back messages", lambda db: SqlQueue(db).put_back([Message("m")]), "put back what take() returned"),
+    ("put back None", lambda db: SqlQueue(db).put_back(None), "rows must be an Iterable, not NoneType"),
+    ("set aside a message", lambda db: SqlQueue(db).set_aside(Message("m"), ERROR), "set aside what take() returned"),
+    ("take bytes by a text", lambda db: SqlQueue(db).take(1, "9"), "max_bytes must be a whole number, not str"),
+    *(
+        (f"push {value!r}"[:40], lambda db, value=value: SqlQueue(db).push(value), advice)
+        for value, advice in (
+            (None, "a message must be a MessageContract, not NoneType; write Message(type, payload)"),
+            ("text", "a message must be a MessageContract, not str; write Message(type, payload)"),
+            (b"bytes", "a message must be a MessageContract, not bytes"),
+            ({"type": "m"}, "a message must be a MessageContract, not dict"),
+            (Message, "a message must be a MessageContract, not the class Message"),
+            (Typeless(), "the type of the message can't be read: AttributeError; the attached cause says why"),
+        )
+    ),
+    ("push_many of bytes", lambda db: SqlQueue(db).push_many(b"m"), "a message must be a MessageContract, not int"),
+    ("push_many of texts", lambda db: SqlQueue(db).push_many(["m"]), "a message must be a MessageContract, not str"),
+    (
+        "one message id for many",
+        lambda db: SqlQueue(db).push_many([Message("m")], 5),
+        "message_ids must be an Iterable, not int",
+    ),
+    ("run no function", lambda db: db.run_in_transaction(None), "work must be a function, not NoneType"),
     *(
         (f"a lease of {lease!r}"[:40], lambda db, lease=lease: entered(SqlQueue(db).receive(lease=lease)), advice)
         for lease, advice in (
@@ -420,6 +469,24 @@ CALLS: list[tuple[str, Callable[[Database], object], str]] = [
         lambda db: ConnectionRepository(SqlStorageEngine(db)).persist(Connectionless()),
         "a connection must be a Connection, not Connectionless",
     ),
+    (
+        "a connection without a listener",
+        lambda db: ConnectionRepository(SqlStorageEngine(db)).persist(Connection(None, SqlQueue(db))),
+        "the listener of a connection must be a MessageQueueListener, not NoneType",
+    ),
+    (
+        "a connection without a queue",
+        lambda db: ConnectionRepository(SqlStorageEngine(db)).persist(Connection(MessageQueueListener(), "q")),
+        "the queue of a connection must be a Queue, not str",
+    ),
+    ("a storage of a list", lambda db: InMemoryStorage([1]), "objects must be a dict, not list; write {id: object}"),
+    (
+        "no connection in memory",
+        lambda db: InMemoryConnectionRepository({"id": None}),
+        "a connection must be a Connection, not NoneType",
+    ),
+    ("no channel in memory", lambda db: InMemoryChannelRepository({"id": 5}), "a channel must be an AbstractChannel"),
+    ("no queue in memory", lambda db: InMemoryQueueRepository({"id": 5}), "a queue must be a Queue, not int"),
 ]
 CHANNEL_CALLS: list[tuple[str, Callable[[Database], object], str]] = (
     []
@@ -472,6 +539,75 @@ CHANNEL_CALLS: list[tuple[str, Callable[[Database], object], str]] = (
                 f"last_event_id must be a str, not {type(value).__name__}; pass the header Last-Event-ID as it is",
             )
             for value in (5, b"5", 1.5, ["5"], True)
+        ),
+        *(
+            (
+                f"a stream of {value!r}"[:40],
+                lambda db, value=value: first_event(SqlSSEChannel().message_stream(value)),
+                "a listener must be a MessageQueueListener, not "
+                f"{type(value).__name__}; write channel.get_listener(its id)",
+            )
+            for value in (None, "id")
+        ),
+        *(
+            (
+                f"broadcast {value!r} with replay_seconds={seconds}",
+                lambda db, value=value, seconds=seconds: channel_in(db, seconds).broadcast(value),
+                f"a message must be a MessageContract, not {type(value).__name__}",
+            )
+            for value in (None, "text")
+            for seconds in (0, 60)
+        ),
+        ("register no listener", lambda db: SqlSSEChannel().register_listener(None), "a listener must be a MessageQ"),
+        (
+            "connect no listener",
+            lambda db: SqlConnectionsFactory(db).create("id"),
+            "a listener must be a MessageQueueListener, not str",
+        ),
+        (
+            "register no connection",
+            lambda db: SqlSSEChannel().register_connection(None),
+            "must be a Connection, not No",
+        ),
+        (
+            "register a connection without a listener",
+            lambda db: SqlSSEChannel().register_connection(Connection("id", SqlQueue(db))),
+            "the listener of a connection must be a MessageQueueListener, not str",
+        ),
+        (
+            "register a connection without a queue",
+            lambda db: SqlSSEChannel().register_connection(Connection(MessageQueueListener(), None)),
+            "the queue of a connection must be a Queue, not NoneType",
+        ),
+        (
+            "create from None",
+            lambda db: SqlSSEChannelRepository(db).create(None),
+            "channel_data must be a Mapping, not",
+        ),
+        (
+            "create from another class's parameters",
+            lambda db: SqlSSEChannelRepository(db).create({"city": "Rome"}),
+            "channel_data must be parameters of SqlSSEChannel, without connections_factory",
+        ),
+        (
+            "2.1: a channel of another class",
+            lambda db: SqlSSEChannelRepository(db).persist(DataProcessingChannel(1)),
+            "_channel_to_dict() raised AttributeError: the attached cause says why; persist a channel with the rep",
+        ),
+        (
+            "2.1: a channel that could not be loaded",
+            lambda db: SqlSSEChannelRepository(db).persist(channel_in(db, "60")),
+            "replay_seconds must be a number, not str",
+        ),
+        (
+            "2.1: no listener",
+            lambda db: SqlSSEChannelRepository(db).connections_repository.listeners_repository.persist("id", "id"),
+            "a listener must be a MessageQueueListener, not str",
+        ),
+        (
+            "2.1: no queue",
+            lambda db: SqlSSEChannelRepository(db).connections_repository.queues_repository.persist("id", None),
+            "a queue must be a Queue, not NoneType",
         ),
         (
             "2.1: no channel",

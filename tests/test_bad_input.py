@@ -407,7 +407,9 @@ def test_an_unsupported_bind_is_refused(bind: Any) -> None:
 LIVE = pytest.mark.skipif(ERIC_SSE_2_0, reason="eric-sse 2.0 has no such channel")
 
 
-def live(database: Database, replay_seconds: float = 0, channel_id: str = "channel") -> tuple[Any, MessageQueueListener]:
+def live(
+    database: Database, replay_seconds: float = 0, channel_id: str = "channel"
+) -> tuple[Any, MessageQueueListener]:
     """A channel that is stored, and its only listener, which is started."""
     from eric_sse_sql import SqlSSEChannelRepository
 
@@ -433,7 +435,7 @@ def test_an_adapt_that_returns_no_dict_is_refused_where_events_have_ids(database
     channel.broadcast(Message("m", 1))
     for adapted in (None, SECRET, b"data", 5, [SECRET]):
         channel.adapt = lambda message, adapted=adapted: adapted
-        with refused(database, "SqlSSEChannel returns must be a Mapping, not " + type(adapted).__name__):
+        with refused(database, "SqlSSEChannel.adapt() returns must be a Mapping, not " + type(adapted).__name__):
             first_event(channel, listener)
     del channel.adapt
     assert first_event(channel, listener)["data"] == 1
@@ -457,5 +459,57 @@ def test_an_adapt_that_raises_is_an_event_once_and_an_error_where_it_can_not_tel
         if unadaptable == "m":
             assert first_event(channel, listener)["event"] == "error"
         else:
-            with pytest.raises(RepositoryError, match=r"adapt\(\) of .*SqlSSEChannel raised AttributeError"):
+            with pytest.raises(RepositoryError, match=r"SqlSSEChannel\.adapt\(\) raised AttributeError"):
                 first_event(channel, listener)
+
+
+@LIVE
+def test_channels_of_two_classes_are_loaded_by_the_repository_of_each_alone(database: Database) -> None:
+    from eric_sse_sql import SqlSSEChannelRepository
+
+    class Shops(SqlSSEChannelRepository):
+        """Channels that are stored with a city."""
+
+        def create(self, channel_data: dict[str, Any]) -> Any:
+            channel_data.pop("city")
+            return super().create(channel_data)
+
+        @staticmethod
+        def _channel_to_dict(channel: Any) -> dict[str, Any]:
+            return {"channel_id": channel.id, "city": SECRET}
+
+    shops, channels = Shops(database), SqlSSEChannelRepository(database)
+    shops.persist(channels.create({"channel_id": "shop"}))
+    channels.persist(channels.create({"channel_id": "channel"}))
+    for repository in (shops, channels):
+        with refused(database, "load a channel with the repository of its class"):
+            list(repository.load_all())
+    with refused(database, "channel_data must be parameters"):
+        channels.load_one("shop")
+    assert shops.load_one("shop").id == "shop"
+    assert channels.load_one("channel").id == "channel"
+
+
+@LIVE
+def test_a_channel_that_could_not_be_loaded_is_not_stored(database: Database) -> None:
+    from eric_sse_sql import SqlSSEChannelRepository
+
+    channel, _ = live(database)
+    for stored, message in (
+        (None, "_channel_to_dict() returns must be a dict, not NoneType"),
+        ({"channel_id": "other"}, "create() makes a channel with another id"),
+        (
+            {"city": SECRET},
+            "channel_data must be parameters of SqlSSEChannel, without connections_factory; let create() take",
+        ),
+    ):
+
+        class Broken(SqlSSEChannelRepository):
+            """What it stores is no channel."""
+
+            @staticmethod
+            def _channel_to_dict(channel: Any, stored: Any = stored) -> Any:
+                return stored
+
+        with refused(database, message):
+            Broken(database).persist(channel)

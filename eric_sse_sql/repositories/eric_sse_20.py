@@ -123,8 +123,7 @@ class ConnectionRepository(ConnectionRepositoryInterface):
         :raises ItemNotFound: when the channel is not persisted
         :raises RepositoryError: when the listener or the queue can't be stored; nothing is then
         """
-        validate_type("a connection", connection, Connection)
-        self._store.persist_connection(contract.identify(connection), record_of(connection), channel_id)
+        self._store.persist_connection(record_of(connection), channel_id)
 
     def delete(self, connection_id: str) -> None:
         """Delete a connection, if it is there: with its messages, its listener and its queue.
@@ -166,8 +165,7 @@ class ChannelRepository(ChannelRepositoryInterface):
 
         :raises RepositoryError: when the channel, a listener or a queue can't be stored; nothing is then
         """
-        validate_type("a channel", channel, AbstractChannel)
-        self._persist(channel.id, channel)
+        self._persist(None, channel)
 
     def delete(self, channel_id: str) -> None:
         """Delete a channel, if it is there: with its connections, their messages, listeners and queues.
@@ -176,9 +174,11 @@ class ChannelRepository(ChannelRepositoryInterface):
         """
         self._store.delete_channel(channel_id)
 
-    def _persist(self, channel_id: str, channel: AbstractChannel) -> None:
+    def _persist(self, channel_id: str | None, channel: AbstractChannel) -> None:
+        validate_type("a channel", channel, AbstractChannel)
+        channel_id = validate_key("a channel id", channel.id if channel_id is None else channel_id)
         connections = [ConnectionRecord(*parts) for parts in contract.registered_connections(channel)]
-        self._store.persist_channel(validate_key("a channel id", channel_id), _bare(channel), channel, connections)
+        self._store.persist_channel(channel_id, _bare(channel), channel, connections)
 
 
 def _bare(channel: AbstractChannel) -> AbstractChannel:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from eric_sse.connection import Connection, ConnectionsFactory
@@ -20,12 +20,19 @@ from eric_sse.repository import AbstractChannelRepository
 
 from eric_sse_sql.arguments import validate_type
 from eric_sse_sql.channels import SqlChannel, SqlSSEChannel
+from eric_sse_sql.codec import class_path
 from eric_sse_sql.contract import ItemNotFound
 from eric_sse_sql.database import Database
+from eric_sse_sql.errors import application_errors
 from eric_sse_sql.keys import validate_key
 from eric_sse_sql.queues import SqlConnectionsFactory
 from eric_sse_sql.repositories.store import ConnectionKeyedStore, record_of, registered
 from eric_sse_sql.sql import connections as sql
+
+_ONE_CLASS = (
+    "load a channel with the repository of its class, and keep channels of several classes in a database or schema for "
+    "each of them, if load_all() is to load them"
+)
 
 
 class SqlListenersRepository(ListenerRepositoryInterface):
@@ -50,6 +57,7 @@ class SqlListenersRepository(ListenerRepositoryInterface):
 
     def persist(self, connection_id: str, listener: MessageQueueListener) -> None:
         """Store the listener of a connection, in place of the one that it had."""
+        validate_type("a listener", listener, MessageQueueListener)
         self._store.persist_object(self._store.listeners, sql.SET_LISTENER_ID, connection_id, listener)
 
     def delete(self, connection_id: str) -> None:
@@ -82,6 +90,7 @@ class SqlQueuesRepository(QueueRepositoryInterface):
 
         :raises RepositoryError: when it keeps its messages in this process
         """
+        validate_type("a queue", queue, Queue)
         self._store.persist_object(self._store.queues, sql.SET_QUEUE_ID, connection_id, queue)
 
     def delete(self, connection_id: str) -> None:
@@ -126,8 +135,7 @@ class SqlConnectionsRepository(ConnectionRepositoryInterface):
 
         :raises RepositoryError: when the listener or the queue can't be stored; nothing is then
         """
-        validate_type("a connection", connection, Connection)
-        self._store.persist_connection(connection.id, record_of(connection), channel_id)
+        self._store.persist_connection(record_of(connection), channel_id)
 
     def delete(self, channel_id: str, connection_id: str) -> None:
         """Delete a connection of a channel with its listener, its queue and its messages, if it is there."""
@@ -180,10 +188,11 @@ class AbstractSqlChannelRepository(AbstractChannelRepository, ABC):
         A connection that was removed from this object is deleted with its listener, queue and messages. All others
         stay: another process may have added them.
 
-        :raises RepositoryError: when the channel, a listener or a queue can't be stored; nothing is then
+        :raises RepositoryError: when the channel, a listener or a queue can't be stored, or ``create`` can't make the
+            channel of what ``_channel_to_dict`` returns; nothing is then
         """
         validate_type("a channel", channel, AbstractChannel)
-        channel_id, stored = validate_key("a channel id", channel.id), self._channel_to_dict(channel)
+        channel_id, stored = validate_key("a channel id", channel.id), self._stored(channel)
         if isinstance(channel, SqlChannel):
             self._store.persist_live_channel(channel_id, stored, channel)
         else:
@@ -197,11 +206,36 @@ class AbstractSqlChannelRepository(AbstractChannelRepository, ABC):
     def _loaded(self, stored: Any) -> AbstractChannel:
         if not isinstance(stored, dict):
             raise RepositoryError("the channel was stored by ChannelRepository; load it with that")
-        channel = self.create(stored)
+        channel = self._created(stored, _ONE_CLASS)
         if isinstance(channel, SqlChannel):
             channel.identity_map.store = self._store
             return channel
         return registered(channel, self._store.connections(channel.id))
+
+    def _stored(self, channel: AbstractChannel) -> dict[str, Any]:
+        """What is stored for a channel, of which it can be made again.
+
+        :raises RepositoryError: when it can't
+        """
+        name = f"{class_path(type(self))}._channel_to_dict()"
+        with application_errors(name, "persist a channel with the repository of its class"):
+            stored = self._channel_to_dict(channel)
+        validate_type(f"what {name} returns", stored, dict)
+        if self._created(dict(stored), f"let create() take what {name} returns").id != channel.id:
+            raise RepositoryError(f"create() makes a channel with another id of what {name} returns; add channel_id")
+        return stored
+
+    def _created(self, stored: dict[str, Any], advice: str) -> AbstractChannel:
+        """The channel that ``create`` makes.
+
+        :param advice: what to do where it makes none
+        :raises RepositoryError: then
+        """
+        name = f"{class_path(type(self))}.create()"
+        with application_errors(name, advice):
+            channel = self.create(stored)
+        channel = validate_type(f"what {name} returns", channel, AbstractChannel)
+        return channel
 
 
 class SqlSSEChannelRepository(AbstractSqlChannelRepository):
@@ -218,7 +252,13 @@ class SqlSSEChannelRepository(AbstractSqlChannelRepository):
         :param channel_data: parameters of :class:`SqlSSEChannel`, but for the connections factory: that of the
             repository is used
         """
-        return SqlSSEChannel(**channel_data, connections_factory=self.connections_factory)
+        validate_type("channel_data", channel_data, Mapping, "write {'channel_id': ...}, or {}")
+        try:
+            return SqlSSEChannel(**channel_data, connections_factory=self.connections_factory)
+        except TypeError as error:
+            raise RepositoryError(
+                "channel_data must be parameters of SqlSSEChannel, without connections_factory"
+            ) from error
 
     @staticmethod
     def _channel_to_dict(channel: Any) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from eric_sse.listener import MessageQueueListener
 from eric_sse.queues import Queue
 
 from eric_sse_sql import contract
+from eric_sse_sql.arguments import validate_connection
 from eric_sse_sql.codec import class_path
 from eric_sse_sql.contract import ItemNotFound
 from eric_sse_sql.database import Database
@@ -146,13 +147,15 @@ class ChannelStore:
             raise ItemNotFound(connection_id)
         return StoredConnection._make(rows[0])
 
-    def persist_connection(self, connection_id: str, record: ConnectionRecord, channel_id: str | None) -> None:
+    def persist_connection(self, record: ConnectionRecord, channel_id: str | None) -> None:
         """Store a connection, its listener and its queue.
 
         :param channel_id: its channel; None leaves it where it is
         :raises ItemNotFound: when there is no such channel
         """
-        row = self._row(validate_key("a connection id", connection_id), record, channel_id)
+        connection_id: Any = record.id
+        validate_key("a connection id", connection_id)
+        row = self._row(connection_id, record, channel_id)
         objects = self._objects([row], [record])
         channel = None if channel_id is None else self._channel_row(validate_key("a channel id", channel_id), "")
 
@@ -535,5 +538,9 @@ def _blobs(objects: tuple[dict[str, Any], dict[str, Any]]) -> Blobs:
 
 
 def record_of(connection: Connection) -> ConnectionRecord:
-    """The record of a connection."""
+    """The record of a connection.
+
+    :raises RepositoryError: for what is none
+    """
+    validate_connection(connection)
     return ConnectionRecord(contract.identify(connection), connection.listener, connection.queue)

@@ -19,6 +19,7 @@ from eric_sse.exception import (
     InvalidListenerException,
     ItemNotFound,
     NoMessagesException,
+    RepositoryError,
 )
 from eric_sse.interfaces import (
     ChannelRepositoryInterface,
@@ -214,7 +215,7 @@ def test_new_and_loaded_channels_make_connections_with_the_factory_of_the_reposi
 def test_the_factory_is_no_parameter_of_a_channel(
     channels: ChannelRepositoryInterface, factory: ConnectionsFactory
 ) -> None:
-    with pytest.raises(TypeError):
+    with pytest.raises((TypeError, RepositoryError)):
         channels.create({"connections_factory": factory})
 
 
