@@ -91,6 +91,7 @@ class Feeder:
     _lock: threading.Lock
     _waiting: dict[Receiver, Waiter]
     _receivers: set[Receiver]  # those that have asked for messages, until they end
+    _returning: set[Receiver]  # those that have ended, and return messages to their queues
     _in_doubt: list[_Take]  # the thread that runs has it alone
     _is_running: bool
 
@@ -103,14 +104,23 @@ class Feeder:
         with self._lock:
             self._receivers.add(receiver)
             self._waiting[receiver] = waiter
-            is_first, self._is_running = not self._is_running, True
-        if is_first:
-            self._database.background.stream_threads.submit(self._run)
+        self._start()
 
-    def forget(self, receiver: Receiver) -> None:
-        """A stream has ended."""
+    def forget(self, receiver: Receiver, *, is_returning: bool) -> None:
+        """A stream has ended.
+
+        :param is_returning: whether it returns messages: nothing is taken from its queue until :meth:`note_returned`
+        """
         with self._lock:
             self._receivers.discard(receiver)
+            if is_returning:
+                self._returning.add(receiver)
+
+    def note_returned(self, receiver: Receiver) -> None:
+        """The messages of a stream that has ended are back in their places, or lost."""
+        with self._lock:
+            self._returning.discard(receiver)
+        self._start()
 
     def close(self) -> None:
         """Return what was fetched for streams that are open to its queues."""
@@ -132,16 +142,33 @@ class Feeder:
         self._lock = threading.Lock()
         self._waiting = {}
         self._receivers = set()
+        self._returning = set()
         self._in_doubt = []
         self._is_running = False
+
+    def _start(self) -> None:
+        """Take messages in a thread, if streams wait and no thread does yet."""
+        with self._lock:
+            if not self._waiting or self._is_running:
+                return
+            self._is_running = True
+        self._database.background.stream_threads.submit(self._run)
+
+    def _next_batch(self) -> dict[Receiver, Waiter]:
+        """The streams to take messages for. Those of a queue that gets messages back wait, or they would get later
+        messages first."""
+        returning = {receiver.queue_id for receiver in self._returning}
+        ready = (each for each in self._waiting.items() if each[0].queue_id not in returning)
+        batch = dict(islice(ready, QUEUES))
+        for receiver in batch:
+            del self._waiting[receiver]
+        return batch
 
     def _run(self) -> None:
         give_up = time.monotonic() + SETTLE_SECONDS
         while True:
             with self._lock:
-                batch = dict(islice(self._waiting.items(), QUEUES))
-                for receiver in batch:
-                    del self._waiting[receiver]
+                batch = self._next_batch()
                 if not batch and (not self._in_doubt or time.monotonic() > give_up):
                     self._is_running = False
                     lost = sum(len(take.rows) for take in self._in_doubt)

@@ -176,13 +176,18 @@ class PrefetchBuffer:
     def put_back(self) -> None:
         with self._lock:
             rows, self._rows = self._rows, deque()
-        self._put_back(list(rows), self._taken_at)
+        try:
+            self._put_back(list(rows), self._taken_at)
+        finally:
+            if rows:
+                feeder_of(self.queue.database).note_returned(self)
 
     def close(self) -> bool:
-        feeder_of(self.queue.database).forget(self)
         with self._lock:
             self._is_closed = True
-            return bool(self._rows)
+            is_returning = bool(self._rows)
+            feeder_of(self.queue.database).forget(self, is_returning=is_returning)
+        return is_returning
 
     def _put_back(self, rows: list[TakenMessage], taken_at: float) -> None:
         since = taken_at if self._is_stored else None

@@ -20,6 +20,7 @@ from eric_sse_sql.sql.messages import TakenMessage
 from eric_sse_sql.streams.feeder import BATCH, feeder_of
 from eric_sse_sql.streams.idle import Waiter
 from support.catalog import table_counts
+from support.channels import queue_of
 from support.queues import drain
 from support.streams import connected, run
 from support.waiting import until
@@ -293,3 +294,40 @@ def test_a_stream_that_ends_while_its_messages_are_fetched_loses_none(shared_url
         assert sorted([*delivered, *drain(queue)]) == list(range(30))
         with database.engine.connect() as connection:
             assert connection.scalar(text("SELECT count(*) FROM sse_messages")) == 0
+
+
+def test_a_stream_begins_with_what_an_earlier_one_returns_however_often_that_is_cancelled(
+    migrated_postgres: URL,
+) -> None:
+    with Database(migrated_postgres) as database, Database(migrated_postgres) as other:
+        channel, (listener, another) = persisted(database, 2)
+        queue_of(channel, listener.id).push_many(Message("n", n) for n in range(BATCH + 10))
+
+        async def main() -> Any:
+            has_begun = asyncio.Event()
+
+            async def consume() -> None:
+                async with aclosing(channel.message_stream(listener)) as stream:
+                    await anext(stream)
+                    has_begun.set()
+                    await asyncio.Event().wait()
+
+            task = asyncio.create_task(consume())
+            await has_begun.wait()
+            async with AsyncExitStack() as stack:
+                streams = [
+                    await stack.enter_async_context(aclosing(channel.message_stream(each)))
+                    for each in (listener, another)
+                ]
+                with other.transaction():  # the messages can't go back until its end
+                    other.connection().execute(text("SELECT 1 FROM sse_connections FOR UPDATE"))
+                    while not task.done():  # as anyio cancels
+                        task.cancel()
+                        await asyncio.sleep(0)
+                    following = asyncio.ensure_future(anext(streams[0]))
+                    for n in range(2):  # the second one is asked for after the messages of the other stream
+                        await asyncio.to_thread(queue_of(channel, another.id).push, Message("n", n))
+                        await anext(streams[1])
+                return (await following)["data"]
+
+        assert run(main) == 1
