@@ -153,6 +153,8 @@ class Database(PersistentReference):
 
     def _reading(self) -> AbstractContextManager[Connection]:
         current = self.executor.transactions.current()
+        if current is None:
+            self.executor.driver.check_connect()
         return self.engine.connect() if current is None else nullcontext(current)  # without SQLite's write lock
 
     # Transactions

@@ -113,6 +113,13 @@ class Driver(Protocol):
         """A driver's connection with the settings of the engine, which does not return to its pool; None where other
         processes' commits can't be noticed on it."""
 
+    def check_connect(self) -> None:
+        """Called before a connection is taken from the pool, which may make a new one. Do nothing, unless that would
+        open, or make, another file than the one that is open.
+
+        :raises RepositoryError: then
+        """
+
     def check_files(self, connection: Any, info: MutableMapping[Any, Any]) -> None:
         """Do nothing, unless the files that a driver's connection has open were deleted or replaced since it was first
         checked.

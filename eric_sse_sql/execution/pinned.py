@@ -61,6 +61,7 @@ class PinnedConnections:
         """A connection in autocommit; None where the application's pool gives one that must stay as it is."""
         if self._pinned and (pinned := self._pop()) is not None:
             return pinned
+        self._driver.check_connect()
         connection = DriverConnection(self._engine)
         while self._driver.is_closed(connection.driver):  # as all others of the pool are, after the server has ended
             self.discard(connection)

@@ -106,6 +106,16 @@ def test_a_joined_transaction_is_refused_once_the_file_is_not_the_open_one(file:
             in_session(database)
 
 
+def test_a_new_connection_makes_no_empty_file_in_place_of_a_deleted_one(database: Database, file: Path) -> None:
+    with database.engine.connect():  # so that each call needs another connection
+        file.unlink()
+        time.sleep(1.5 * CHECK_SECONDS)
+        for call in CALLS.values():
+            with pytest.raises(RepositoryError, match=ADVICE):
+                call(database)
+    assert not file.exists()
+
+
 @pytest.mark.parametrize("fault", FAULTS)
 def test_pushes_in_a_loop_are_refused_at_once(database: Database, file: Path, fault: str) -> None:
     queue = SqlQueue(database, "q")

@@ -179,6 +179,9 @@ class PostgresDriver:
                 pooled.close()
                 return None
 
+    def check_connect(self) -> None:
+        """The files are the server's."""
+
     def check_files(self, connection: Any, info: MutableMapping[Any, Any]) -> None:
         """The files are the server's."""
 

@@ -57,7 +57,7 @@ class SqliteDriver:
         self._path: str | None = None
         self._first_files: OpenFiles | None = None  # those of the connection that was opened first, of those still open
         if isinstance(engine.pool, FairPool) and owns_engine:
-            engine.pool.check = self._check_first_files
+            engine.pool.check = self.check_connect
         self._retry = BusyRetry(busy_seconds(engine.url)) if is_own_file else None
         if not self._in_memory:
             self.commit_signal = CommitSignal.DATA_VERSION
@@ -106,6 +106,7 @@ class SqliteDriver:
         return self._retry is not None and compiled.writes
 
     def fetch_through_engine(self, compiled: Compiled, values: Any) -> Sequence[Row]:
+        self.check_connect()
         with self.engine.connect() as connection:
             self._check_not_shared(_driver(connection))
             self.check_files(_driver(connection), connection.info)
@@ -155,8 +156,7 @@ class SqliteDriver:
                 self._first_files = files
         return files
 
-    def _check_first_files(self) -> None:
-        """Keep the pool from making a connection that would open, or make, another file than the first one has open."""
+    def check_connect(self) -> None:
         if self._first_files is not None and self._first_files.is_open:
             self._first_files.check()
 
@@ -166,6 +166,7 @@ class SqliteDriver:
     # Transactions
 
     def begin(self) -> Connection:
+        self.check_connect()
         connection = self.engine.connect()
         try:
             driver = _driver(connection)
