@@ -196,7 +196,6 @@ class LogSource:
 
     async def _wait(self, is_open: Callable[[], bool]) -> None:
         database, log = self._log.database, self._log
-        database.background.poller.start()
         if self._position is None or self._life != log.life:
             await in_thread(database, self._begin)
             return

@@ -100,7 +100,6 @@ class PrefetchBuffer:
         self._waiter.begin()
         watch.subscribe(self._request_once)
         try:
-            database.background.poller.start()
             if self._is_more or watch.version != self._version:
                 self._request_once()
             if not self._rows:

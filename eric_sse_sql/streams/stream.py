@@ -44,6 +44,7 @@ async def stream(
     """
     if not listener.is_running():
         logger.warning("listener %s was not started: its stream ends at once; call listener.start() first", listener.id)
+    database.background.poller.start()
     seconds, has_failed = PAUSES[0], False
     try:
         while is_open():
