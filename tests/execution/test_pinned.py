@@ -17,6 +17,7 @@ from sqlalchemy import URL, QueuePool, event
 
 from eric_sse_sql import Database, SqlQueue, SqlStorageEngine
 from support.catalog import connections_in_use, conninfo
+from support.waiting import DEADLINE
 
 
 def test_one_connection_serves_call_after_call(shared_url: URL) -> None:
@@ -40,7 +41,7 @@ def test_many_threads_leave_at_most_two_pinned_connections(shared_url: URL) -> N
 
         def work(number: int) -> None:
             for n in range(50):
-                together.wait(10)
+                together.wait(DEADLINE)
                 storage.upsert(str(number), n)
 
         threads = [threading.Thread(target=work, args=(number,)) for number in range(5)]

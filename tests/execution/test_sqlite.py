@@ -19,6 +19,7 @@ import eric_sse_sql
 from eric_sse_sql import Database, SqlQueue, SqlStorageEngine
 from eric_sse_sql.contract import ERIC_SSE_2_0
 from eric_sse_sql.execution.sqlite import engine as sqlite
+from support.waiting import DEADLINE
 
 
 def test_a_transaction_on_sqlite_that_reads_first_can_still_write(tmp_path: Path) -> None:
@@ -112,10 +113,10 @@ def test_an_interrupted_wait_leaves_the_only_connection_of_a_database_in_memory_
             def hold() -> None:
                 with database.transaction():
                     held.set()
-                    may_end.wait(10)
+                    may_end.wait(DEADLINE)
 
             holding = thread.submit(hold)
-            held.wait(10)
+            assert held.wait(DEADLINE)
             signal.setitimer(signal.ITIMER_REAL, 0.2)
             with pytest.raises(Interrupted):
                 storage.upsert("a", 1)

@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 
 from eric_sse_sql import BlockingSqlQueue, Database, SqlQueue
 from eric_sse_sql.contract import ERIC_SSE_2_0
+from support.waiting import DEADLINE, PATIENCE
 
 if not ERIC_SSE_2_0:
     from eric_sse_sql import SqlSSEChannelRepository
@@ -90,11 +91,11 @@ def test_a_broadcast_and_a_dispatch_are_committed_with_a_two_phase_session(url: 
     engine.dispose()
 
 
-def test_a_wait_ends_within_two_seconds_of_a_two_phase_commit(url: URL) -> None:
+def test_a_wait_ends_after_a_two_phase_commit(url: URL) -> None:
     engine, queue_id, received = create_engine(url), uuid.uuid4().hex, threading.Event()
 
     def wait(database: Database) -> None:
-        BlockingSqlQueue(database, queue_id).pop(timeout=30)
+        BlockingSqlQueue(database, queue_id).pop(timeout=PATIENCE)
         received.set()
 
     with Database(url) as consumer, Database(url) as producer:
@@ -104,6 +105,6 @@ def test_a_wait_ends_within_two_seconds_of_a_two_phase_commit(url: URL) -> None:
             SqlQueue(producer, queue_id).push(Message("m"))
             session.prepare()
             session.commit()
-        assert received.wait(2.5)
+        assert received.wait(DEADLINE)
         waiting.join()
     engine.dispose()

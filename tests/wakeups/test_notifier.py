@@ -15,6 +15,7 @@ from eric_sse_sql.wakeups.notifier import NOTIFY_CHANNEL
 from eric_sse_sql.wakeups.topics import queue_topic
 from support.catalog import conninfo
 from support.queues import pop_soon, pop_until_known_empty
+from support.waiting import DEADLINE
 
 
 def test_many_pushes_send_few_notifications_and_one_after_the_last_push(postgres: URL) -> None:
@@ -29,7 +30,7 @@ def test_many_pushes_send_few_notifications_and_one_after_the_last_push(postgres
         assert {notification.payload for notification in heard} == {queue_topic(None, queue.id)}
         queue.push(Message("n", "leads"))
         queue.push(Message("n", "follows"))
-        assert len(list(ear.notifies(timeout=0.5))) == 2
+        assert len(list(ear.notifies(timeout=DEADLINE, stop_after=2))) == 2
         assert 1 <= len(heard) <= 3 + took / 0.01
         assert len(heard) < 200
 
@@ -42,7 +43,7 @@ def test_a_garbage_collected_database_has_sent_its_last_notification(postgres: U
         queue.push(Message("n", "follows"))
         del queue
         gc.collect()
-        assert len(list(ear.notifies(timeout=1, stop_after=2))) == 2
+        assert len(list(ear.notifies(timeout=DEADLINE, stop_after=2))) == 2
 
 
 def test_processes_with_tables_in_a_schema_notify_each_other(new_postgres: Callable[[], URL]) -> None:

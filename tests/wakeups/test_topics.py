@@ -108,7 +108,7 @@ def test_a_process_is_not_woken_by_pushes_to_what_it_does_not_watch(postgres: UR
         began = time.monotonic()
         while time.monotonic() < began + 1.5:
             another.push(Message("n", 1))
-        assert len(polls) <= 4  # once a second, and none for the 75 notifications
+        assert len(polls) <= 3 + time.monotonic() - began  # once a second, and none for the 75 notifications
         SqlQueue(producer, mine.id).push(Message("n", 2))
         assert pop_soon(mine) == 2
 
@@ -145,5 +145,5 @@ def test_the_same_id_in_two_schemas_is_two_topics(new_postgres: Callable[[], URL
         began = time.monotonic()
         while time.monotonic() < began + 1:
             SqlQueue(other, "q").push(Message("n", 1))
-        assert len(polls) <= 3
+        assert len(polls) <= 2 + time.monotonic() - began
         until(lambda: len(SqlQueue(two, "q")) > 0)
