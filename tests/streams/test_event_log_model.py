@@ -46,7 +46,7 @@ WORKERS = st.integers(0, 1)
 PICKS = st.integers(0, 99)  # of some of what there is then
 WAYS = st.sampled_from(["own", "joined"])  # of the package, or of the application
 SIZES = st.sampled_from([0, 0, 0, 150, 500, 1000])
-ODD_IDS = st.sampled_from(["", "x", "-1", "-", "1", "0-1-", "a-b-c", "0-0-0", "9" * 5_000, "²-1-2", "epoch--1-token"])
+ODD_IDS = st.sampled_from(["x", "-1", "-", "1", "0-1-", "a-b-c", "0-0-0", "9" * 5_000, "²-1-2", "epoch--1-token"])
 
 
 class Entry(NamedTuple):
