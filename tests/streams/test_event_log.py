@@ -175,7 +175,10 @@ def test_a_broadcast_that_can_not_expire_others_has_succeeded(
     assert data(run(lambda: events(channel, listener, 1))) == [0]
 
 
-def test_events_of_others_that_expire_cause_no_reset_of_a_stream_that_waits(database: Database) -> None:
+def test_events_of_others_that_expire_cause_no_reset_of_a_stream_that_waits(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(event_log, "TAIL_EVENTS", 6)  # the tail begins behind where the stream began to wait
     channel, (listener, other) = logged(database, 2)
 
     async def main() -> list[Any]:
