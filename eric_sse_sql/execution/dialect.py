@@ -84,6 +84,13 @@ class Dialect(Protocol):
         """A SELECT that takes the lock of the bound text until the transaction ends. On SQLite, the transaction that
         writes is the only one, and nothing is locked."""
 
+    def transaction_id(self) -> Construct:
+        """The id of the transaction, for :meth:`was_rolled_back`. NULL on SQLite."""
+
+    def was_rolled_back(self, name: str) -> Construct:
+        """Whether the transaction of the bound id was rolled back. Not true where that can't be told: on SQLite, and
+        where another server has taken over since."""
+
     def now(self, shift: str | None = None) -> Construct:
         """The clock of the database at the start of the statement, shifted by the bound number of seconds."""
 

@@ -169,7 +169,7 @@ def _take(sql: Dialect) -> Construct:
 
 
 def _take_of_each(sql: Dialect) -> Construct:
-    """The same of many queues: the first message of each queue comes first."""
+    """The same of many queues: the first message of each queue comes first. With the id of the transaction."""
     queue = sql.unnest("queue_ids").subquery("queue")
     size = func.length(MessageRow.message).label("size")
     rows = _available(sql, queue.c[0], bound_limit(), MessageRow.queue_id, size)
@@ -179,15 +179,16 @@ def _take_of_each(sql: Dialect) -> Construct:
     locked = joined.add_columns(first.c.queue_id).cte("locked").prefix_with("MATERIALIZED", dialect="postgresql")
     place = func.row_number().over(partition_by=locked.c.queue_id, order_by=locked.c.id).label("place")
     placed = select(locked.c.id, locked.c.size, place).cte("placed")
-    return _delete_within_bytes(sql, placed, [placed.c.place, placed.c.id])
+    return _delete_within_bytes(sql, placed, [placed.c.place, placed.c.id], sql.transaction_id())
 
 
-def _delete_within_bytes(sql: Dialect, messages: Any, order: list[Construct]) -> Construct:
+def _delete_within_bytes(sql: Dialect, messages: Any, order: list[Construct], *returned: Construct) -> Construct:
     """Delete messages that are given by id and size, in an order: of so many bytes together, and one at least."""
     before = func.sum(messages.c.size).over(order_by=order) - messages.c.size
     sized = select(messages.c.id, before.label("before")).subquery("sized")
     taken = select(sized.c.id).where(sized.c.before < bindparam("bytes")).cte("taken")
-    return delete(MessageRow).where(sql.looked_up_rows(MessageRow.id, taken)).returning(*_columns(sql, TakenMessage))
+    rows = delete(MessageRow).where(sql.looked_up_rows(MessageRow.id, taken))
+    return rows.returning(*_columns(sql, TakenMessage), *returned)
 
 
 def _with_messages(sql: Dialect) -> Construct:
@@ -223,6 +224,10 @@ def _of_ids(sql: Dialect) -> Construct:
 def _locked_of_ids(sql: Dialect) -> Construct:
     """The same, locked. It fails where another transaction, which may delete one of them, has not ended."""
     return _of_ids(sql).with_for_update(nowait=True, of=MessageRow)
+
+
+def _was_rolled_back(sql: Dialect) -> Construct:
+    return select(sql.was_rolled_back("transaction_id"))
 
 
 def _is_still_there(sql: Dialect) -> Construct:
@@ -314,6 +319,7 @@ PUT_BACK = NotifyingStatement.of(_put_back)
 PUT_AT_END = Statement(_put_at_end)
 OF_IDS = Statement(_of_ids)
 LOCKED_OF_IDS = Statement(_locked_of_ids)
+WAS_ROLLED_BACK = Statement(_was_rolled_back)
 WITH_MESSAGES = Statement(_with_messages)
 OPEN_WRITERS = Statement(_open_writers)
 NOTIFY = Statement(_notify)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from itertools import islice
 from operator import attrgetter
@@ -16,6 +16,7 @@ from eric_sse.exception import RepositoryError
 from eric_sse_sql.database import Database
 from eric_sse_sql.errors import repository_errors
 from eric_sse_sql.execution import fork
+from eric_sse_sql.execution.statement import Row
 from eric_sse_sql.queues import MAX_TAKEN_BYTES
 from eric_sse_sql.sql import messages
 from eric_sse_sql.sql.messages import StoredMessage, TakenMessage
@@ -64,6 +65,7 @@ class _Take(NamedTuple):
 
     of_receivers: list[tuple[Receiver, list[TakenMessage]]]
     taken_at: float  # on the clock of time.monotonic()
+    transaction_id: int | None  # None on SQLite
 
     @property
     def rows(self) -> list[TakenMessage]:
@@ -77,7 +79,9 @@ class Feeder:
     A statement takes at most a hundred messages of each queue, of 8 MiB together, and the first of each queue first.
     It is committed once this process has the rows: whatever fails before, the messages stay in their queues. Where the
     reply to COMMIT is lost, the take is in doubt: its messages are kept, and delivered as soon as they are found to
-    have left the table. Until then, their queues are not asked for later ones.
+    have left the table. Until then, their queues are not asked for later ones. Where the take was rolled back and other
+    consumers have emptied its queues before it is looked up, its messages are theirs alone. That can't be told on
+    SQLite, nor after a failover: there, such messages are delivered twice.
 
     :param database: where the queues are
     """
@@ -194,15 +198,16 @@ class Feeder:
             return
         for receiver in served:
             receiver.prepare()
-        taken_at, by_queue = time.monotonic(), dict[str, list[TakenMessage]]()
+        taken_at, found = time.monotonic(), list[Row]()
         failure: BaseException | None = None
         is_more = True
         try:
-            is_more = self._take({receiver.queue_id for receiver in served}, by_queue)
+            is_more = self._take({receiver.queue_id for receiver in served}, found)
         except BaseException as raised:
             failure = raised
+        by_queue, transaction_id = _by_queue(found)
         # Of several streams of a queue, one gets its messages.
-        take = _Take([(receiver, by_queue.pop(receiver.queue_id, [])) for receiver in served], taken_at)
+        take = _Take([(receiver, by_queue.pop(receiver.queue_id, [])) for receiver in served], taken_at, transaction_id)
         if failure is None:
             ended = _hand_over(take, is_more)
             end(served.values())
@@ -228,7 +233,8 @@ class Feeder:
         return None
 
     def _is_committed(self, take: _Take) -> bool:
-        """Whether a take was committed: none of its messages is in the table any more.
+        """Whether a take was committed: none of its messages is in the table any more, and its transaction was not
+        rolled back.
 
         :raises RepositoryError: while its transaction has not ended, and for any fault of the database
         """
@@ -236,22 +242,39 @@ class Feeder:
         ids = executor.dialect.list_value([str(row.id) for row in take.rows])
         with repository_errors("the messages that were taken can't be looked up"):
             stored = set(map(StoredMessage._make, executor.run(messages.LOCKED_OF_IDS, ids=ids)))
-        return stored.isdisjoint(row.identity for row in take.rows)
+            if not stored.isdisjoint(row.identity for row in take.rows):
+                return False
+            ((was_rolled_back,),) = executor.run(messages.WAS_ROLLED_BACK, transaction_id=take.transaction_id)
+        return not was_rolled_back
 
-    def _take(self, queue_ids: set[str], by_queue: dict[str, list[TakenMessage]]) -> bool:
-        """Take messages, by their queue. Whether queues may have more than fit into a batch."""
+    def _take(self, queue_ids: set[str], found: list[Row]) -> bool:
+        """Take messages. Whether queues may have more than fit into a batch.
+
+        :param found: gets the rows of ``TAKE_OF_EACH`` before they are committed
+        """
         executor = self._database.executor
         with repository_errors("the messages can't be taken"), executor.transactions.transaction():
-            found = executor.run(
-                messages.TAKE_OF_EACH,
-                queue_ids=executor.dialect.list_value(sorted(queue_ids)),
-                count=BATCH,
-                bytes=MAX_TAKEN_BYTES,
+            found.extend(
+                executor.run(
+                    messages.TAKE_OF_EACH,
+                    queue_ids=executor.dialect.list_value(sorted(queue_ids)),
+                    count=BATCH,
+                    bytes=MAX_TAKEN_BYTES,
+                )
             )
-            rows = sorted(map(TakenMessage._make, found), key=attrgetter("id"))
-            for row in rows:
-                by_queue.setdefault(row.queue_id, []).append(row)
-        return sum(len(row.message) for row in rows) >= MAX_TAKEN_BYTES
+        return sum(len(row.message) for row in map(_message, found)) >= MAX_TAKEN_BYTES
+
+
+def _message(row: Row) -> TakenMessage:
+    return TakenMessage._make(row[: len(TakenMessage._fields)])
+
+
+def _by_queue(found: Sequence[Row]) -> tuple[dict[str, list[TakenMessage]], int | None]:
+    """The messages of each queue, in order, and the id of the transaction that has taken them."""
+    by_queue: dict[str, list[TakenMessage]] = {}
+    for row in sorted(map(_message, found), key=attrgetter("id")):
+        by_queue.setdefault(row.queue_id, []).append(row)
+    return by_queue, found[0][len(TakenMessage._fields)] if found else None
 
 
 def _hand_over(take: _Take, is_more: bool) -> list[tuple[Receiver, list[TakenMessage]]]:

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 from eric_sse.message import Message
-from sqlalchemy import URL, event, text
+from sqlalchemy import URL, event
 
-from eric_sse_sql import Database
+from eric_sse_sql import Database, SqlQueue
 from support.cutting_proxy import COMMIT, CuttingProxy
 from support.databases import opened
 from support.forking import fork, forking
@@ -121,30 +121,50 @@ def test_a_fetch_in_doubt_goes_back_where_its_stream_has_ended_meanwhile(databas
 
 
 def test_a_fetch_whose_transaction_has_not_ended_is_in_doubt_until_it_has(migrated_postgres: URL) -> None:
-    with opened(migrated_postgres) as database, opened(migrated_postgres) as other, ExitStack() as stack:
+    with opened(migrated_postgres) as database, ExitStack() as stack:
         channel, listener, queue = connected(database)
         queue.push_many(Message("n", n) for n in range(5))
-        committed: list[float] = []
+        is_in_doubt = threading.Event()
 
-        def go_on_elsewhere(connection: Any) -> None:
-            connection.connection.driver_connection.rollback()
-            is_deleted = threading.Event()
+        def commit_later(connection: Any) -> None:
+            driver = connection.connection.driver_connection
+            connection.connection.detach()
+            connection.invalidate()  # which leaves the detached one open
 
-            def delete() -> None:
-                with other.transaction():
-                    other.connection().execute(text("DELETE FROM sse_messages"))
-                    is_deleted.set()
-                    time.sleep(0.5)
-                committed.append(time.monotonic())
+            def commit() -> None:
+                assert is_in_doubt.wait(DEADLINE)
+                driver.commit()
+                driver.close()
 
-            thread = threading.Thread(target=delete)
+            thread = threading.Thread(target=commit)
             thread.start()
             stack.callback(thread.join)
-            assert is_deleted.wait(DEADLINE)
 
-        lose_first_reply(database, go_on_elsewhere)
+        def note(context: Any) -> None:
+            if getattr(context.original_exception, "sqlstate", None) == "55P03":  # a row that is looked up is locked
+                is_in_doubt.set()
+
+        lose_first_reply(database, commit_later)
+        event.listen(database.engine, "handle_error", note)
         assert run(lambda: numbers(channel, listener, 4)) == [0, 1, 2, 3, 4]
-        assert committed and drain(queue) == []
+        assert is_in_doubt.is_set() and drain(queue) == []
+
+
+def test_a_fetch_that_was_rolled_back_delivers_nothing_that_another_consumer_has_popped(migrated_postgres: URL) -> None:
+    with opened(migrated_postgres) as database, opened(migrated_postgres) as other:
+        channel, listener, queue = connected(database)
+        queue.push_many(Message("n", n) for n in range(4))
+        popped: list[Any] = []
+
+        def pop_elsewhere(connection: Any) -> None:
+            connection.connection.driver_connection.rollback()
+            same_queue = SqlQueue(other, queue.id)
+            popped.extend(drain(same_queue))
+            same_queue.push(Message("n", 4))
+
+        lose_first_reply(database, pop_elsewhere)
+        assert run(lambda: numbers(channel, listener, 4)) == [4]
+        assert popped == [0, 1, 2, 3] and drain(queue) == []
 
 
 def test_a_reply_to_commit_that_is_lost_on_its_way_loses_no_message(migrated_postgres: URL) -> None:

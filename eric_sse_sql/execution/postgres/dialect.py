@@ -16,6 +16,7 @@ from sqlalchemy import (
     and_,
     any_,
     bindparam,
+    case,
     column,
     func,
     literal_column,
@@ -150,6 +151,17 @@ class PostgresDialect:
     def advisory_lock(name: str) -> Construct:
         text = func.hashtext(bindparam(name, type_=Text))
         return select(func.pg_advisory_xact_lock(literal_column(str(ADVISORY_CLASS)), text))
+
+    @staticmethod
+    def transaction_id() -> Construct:
+        return func.txid_current()
+
+    @staticmethod
+    def was_rolled_back(name: str) -> Construct:
+        number = bindparam(name, type_=BigInteger)
+        # txid_status() fails for an id that a server which has taken over has not given yet.
+        is_given = number < func.txid_snapshot_xmax(func.txid_current_snapshot())
+        return case((is_given, func.txid_status(number) == literal_column("'aborted'")))
 
     @staticmethod
     def now(shift: str | None = None) -> Construct:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Text, bindparam, func, literal_column, select, type_coerce
+from sqlalchemy import BigInteger, Text, bindparam, func, literal_column, null, select, type_coerce
 from sqlalchemy.dialects import sqlite
 
 from eric_sse_sql.execution.dialect import Construct
@@ -87,6 +87,14 @@ class SqliteDialect:
     @staticmethod
     def advisory_lock(name: str) -> Construct:
         return select(bindparam(name, type_=Text))
+
+    @staticmethod
+    def transaction_id() -> Construct:
+        return null()
+
+    @staticmethod
+    def was_rolled_back(name: str) -> Construct:
+        return bindparam(name, type_=BigInteger).is_not(None) & literal_column("0")
 
     @staticmethod
     def now(shift: str | None = None) -> Construct:
