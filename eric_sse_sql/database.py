@@ -31,6 +31,7 @@ from eric_sse_sql.wakeups.watcher import QueueWatcher
 
 _HEAD = "leave it out for the newest one"
 PRUNE_ROWS = 1000  # deleted by one statement of prune(), at most
+LEAST_NUMBER = -(2**63)  # of a message that was set aside
 MAX_AGE = timedelta(days=365_000)  # within what both databases can subtract from their clocks
 
 Result = TypeVar("Result")
@@ -251,7 +252,7 @@ class Database(PersistentReference):
         with repository_errors("the database can't be pruned"):
             gone = 0 if unseen is None else self._prune_connections(unseen)
             orphans = self._prune_rows(pruning.MESSAGES, age, 0)
-            set_aside = self._prune_rows(pruning.SET_ASIDE, age, 0)
+            set_aside = self._prune_rows(pruning.SET_ASIDE, age, LEAST_NUMBER)
             expired = self._prune_events()
             self._prune_rows(pruning.LOGS, age, "")
             forgotten = self._prune_message_ids(age)
@@ -308,12 +309,17 @@ class Database(PersistentReference):
     def retry_set_aside(self) -> int:
         """Put all messages that were set aside back to their places in their queues, in one transaction.
 
+        Where another message has the number of one, since the database has begun to number from the beginning again, it
+        goes to the end of its queue.
+
         :returns: how many there were
         """
         with repository_errors("the messages that were set aside can't be put back"), self.transaction():
-            self.executor.run(messages.RETRY_SET_ASIDE)
+            found = self.executor.run(messages.LOCK_SET_ASIDE)
+            ids = self.executor.dialect.list_value([str(message_id) for (message_id,) in found])
+            self.executor.run_all((messages.RETRY_SET_ASIDE, messages.RETRY_AT_END, messages.DELETE_SET_ASIDE), ids=ids)
             self.executor.transactions.after_commit(self.watcher.forget_heads)
-            return self.executor.change(messages.DELETE_SET_ASIDE)
+            return len(found)
 
     # Life
 

@@ -136,7 +136,9 @@ class SetAsideRow(Base):
 
     __tablename__ = "sse_set_aside_messages"
 
-    id: Mapped[int] = mapped_column(MessageId, primary_key=True, autoincrement=False)  # its id in sse_messages
+    id: Mapped[int] = mapped_column(
+        MessageId, primary_key=True, autoincrement=False
+    )  # its id in sse_messages, or negative
     queue_id: Mapped[str] = mapped_column(KeyText, index=True)  # id of its queue
     message_type: Mapped[str] = mapped_column(Text)  # type of the message, for people reading the table
     message: Mapped[bytes] = mapped_column(LargeBinary)  # the blob, unchanged from sse_messages

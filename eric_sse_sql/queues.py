@@ -281,7 +281,9 @@ class SqlQueue(PersistableQueue):
             self._database.run_in_transaction(put_back)
 
     def set_aside(self, row: TakenMessage, error: RepositoryError) -> None:
-        """Keep a message that was taken and can't be decoded apart, with the reason. One statement, and one log line.
+        """Keep a message that was taken and can't be decoded apart, with the reason. One statement, and one log line;
+        three, where another one that was set aside has its number, since the database has begun to number from the
+        beginning again.
 
         ``Database.retry_set_aside`` puts it back.
         """
@@ -292,8 +294,17 @@ class SqlQueue(PersistableQueue):
             self._queue_id,
             error,
         )
-        with repository_errors("the message can't be set aside"), self._database.transaction():
-            self._database.executor.run_many(messages.SET_ASIDE, [{**row._asdict(), "reason": str(error)}])
+        executor, values = self._database.executor, {**row._asdict(), "reason": str(error)}
+
+        def keep() -> None:
+            if executor.run(messages.SET_ASIDE, **values):
+                return
+            stored = map(StoredMessage._make, executor.run(messages.SET_ASIDE_OF_ID, id=row.id))
+            if row.identity not in stored:  # otherwise, the reply to an earlier try was lost
+                executor.run(messages.SET_ASIDE_RENUMBERED, **{name: values[name] for name in values if name != "id"})
+
+        with repository_errors("the message can't be set aside"):
+            self._database.run_in_transaction(keep)
 
     @contextmanager
     def receive(self, lease: float = 30.0) -> Iterator[Delivery]:

@@ -94,6 +94,28 @@ def test_a_message_that_is_still_unreadable_is_set_aside_again(database: Databas
         assert database.retry_set_aside() == 1
 
 
+def test_messages_that_have_the_number_of_another_one_are_set_aside_and_put_back(database: Database) -> None:
+    queue = SqlQueue(database)
+    good = b""
+    for n in range(3):
+        queue.push(Message("m", n))
+        good = damage(database, 0)
+        give_first_number(database, n)
+        assert (drain(queue), database.count_set_aside()) == ([], n + 1)
+    repair(database, good)
+    queue.push(Message("m", 3))
+    give_first_number(database, 3)
+    assert database.retry_set_aside() == 3
+    assert (database.count_set_aside(), drain(queue)) == (0, [3, 2, 2, 2])
+
+
+def give_first_number(database: Database, hour: int) -> None:
+    """Give the only message that waits the first number, as after TRUNCATE ... RESTART IDENTITY, and a time of push."""
+    with database.engine.begin() as connection:
+        change = text("UPDATE sse_messages SET id = 1, created_at = :moment")
+        connection.execute(change, {"moment": f"2026-01-01 {hour:02}:00:00"})
+
+
 def test_an_unreadable_message_of_a_class_that_is_not_allowed_names_the_class(
     database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -149,10 +149,10 @@ def _is_first(sql: Dialect) -> Construct:
     return MessageRow.id == _available(sql, _queue_id(), literal_column("1"), after="after").scalar_subquery()
 
 
-def _columns(sql: Dialect, row: type[TakenMessage] | type[StoredMessage]) -> list[Construct]:
+def _columns(sql: Dialect, row: type[TakenMessage] | type[StoredMessage], model: Any = MessageRow) -> list[Construct]:
     """The columns of a row to return. The moment is text, which is read alike whatever the settings of the session."""
-    moment = {"created_at": sql.timestamp_text(MessageRow.created_at)}
-    return [moment.get(column, getattr(MessageRow, column)) for column in row._fields]
+    moment = {"created_at": sql.timestamp_text(model.created_at)}
+    return [moment.get(column, getattr(model, column)) for column in row._fields]
 
 
 def _pop(sql: Dialect) -> Construct:
@@ -238,7 +238,22 @@ def _is_still_there(sql: Dialect) -> Construct:
 
 
 def _set_aside(sql: Dialect) -> Construct:
-    return sql.insert_rows(SetAsideRow, SET_ASIDE_ROW).on_conflict_do_nothing(index_elements=[SetAsideRow.id])
+    """Insert a row, and return its id, unless the table has a message of this number."""
+    insert = insert_row(sql, SetAsideRow, SET_ASIDE_ROW).on_conflict_do_nothing(index_elements=[SetAsideRow.id])
+    return insert.returning(SetAsideRow.id)
+
+
+def _set_aside_of_id(sql: Dialect) -> Construct:
+    """A message that was set aside: the columns of :class:`StoredMessage`."""
+    return select(*_columns(sql, StoredMessage, SetAsideRow)).where(SetAsideRow.id == bindparam("id"))
+
+
+def _set_aside_renumbered(sql: Dialect) -> Construct:
+    """Insert a row under a negative number, since the table has another message of its own number."""
+    values = {column: name for column, name in SET_ASIDE_ROW.items() if column != "id"}
+    least = select(func.coalesce(func.min(SetAsideRow.id), literal_column("0")) - literal_column("1"))
+    insert = insert_row(sql, SetAsideRow, values)
+    return insert.values({SetAsideRow.id: least.where(SetAsideRow.id < literal_column("0")).scalar_subquery()})
 
 
 def _discard(sql: Dialect) -> Construct:
@@ -246,15 +261,36 @@ def _discard(sql: Dialect) -> Construct:
     return delete(MessageRow).where(_of_lease(sql)).returning(*_columns(sql, TakenMessage))
 
 
+def _lock_set_aside(sql: Dialect) -> Construct:
+    """The numbers of all messages that were set aside, which are locked."""
+    return select(SetAsideRow.id).order_by(SetAsideRow.id).with_for_update()
+
+
+def _retried(sql: Dialect) -> Construct:
+    """The condition that a message that was set aside is one of the bound ones."""
+    ids = select(cast(sql.unnest("ids").subquery().c[0], BigInteger).label("id")).subquery("ids")
+    return sql.looked_up_rows(SetAsideRow.id, ids)
+
+
 def _retry_set_aside(sql: Dialect) -> Construct:
-    """Put all messages that were set aside back to their places."""
-    back = [getattr(SetAsideRow, column) for column in WHOLE_ROW]
-    columns = [getattr(MessageRow, column) for column in WHOLE_ROW]
-    return insert(MessageRow).from_select(columns, select(*back).order_by(SetAsideRow.id))
+    """Put messages that were set aside back to their places, but those whose numbers other messages have now."""
+    rows = select(*(getattr(SetAsideRow, column) for column in WHOLE_ROW)).where(_retried(sql))
+    in_place = rows.where(SetAsideRow.id > literal_column("0")).order_by(SetAsideRow.id)
+    insert = sql.insert(MessageRow).from_select(list(WHOLE_ROW), in_place)
+    return insert.on_conflict_do_nothing(index_elements=[MessageRow.id])
+
+
+def _retry_at_end(sql: Dialect) -> Construct:
+    """Put those that are not at their places to the ends of their queues."""
+    rows = select(*(getattr(SetAsideRow, column) for column in WITHOUT_ID)).where(_retried(sql))
+    is_back = and_(*(getattr(MessageRow, column) == getattr(SetAsideRow, column) for column in StoredMessage._fields))
+    return insert(MessageRow).from_select(
+        list(WITHOUT_ID), rows.where(~exists().where(is_back)).order_by(SetAsideRow.id)
+    )
 
 
 def _delete_set_aside(sql: Dialect) -> Construct:
-    return delete(SetAsideRow)
+    return delete(SetAsideRow).where(_retried(sql))
 
 
 def _count_set_aside(sql: Dialect) -> Construct:
@@ -311,7 +347,11 @@ PUSH_TO_CHANNEL = NotifyingStatement.of(_push_to_channel)
 IS_STILL_THERE = Statement(_is_still_there)
 SET_ASIDE = Statement(_set_aside)
 DISCARD = Statement(_discard)
+SET_ASIDE_OF_ID = Statement(_set_aside_of_id)
+SET_ASIDE_RENUMBERED = Statement(_set_aside_renumbered)
+LOCK_SET_ASIDE = Statement(_lock_set_aside)
 RETRY_SET_ASIDE = Statement(_retry_set_aside)
+RETRY_AT_END = Statement(_retry_at_end)
 DELETE_SET_ASIDE = Statement(_delete_set_aside)
 COUNT_SET_ASIDE = Statement(_count_set_aside)
 NOTE_CLEARED = Statement(_note_cleared)
