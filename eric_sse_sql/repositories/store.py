@@ -262,8 +262,7 @@ class ChannelStore:
         entry = self.channel_objects.entry(row["entry_key"], stored)
 
         def persist() -> None:
-            if any(each.was_stored for each in changed):  # lock out other persists, which may be deleting one of them
-                self._executor.run_many(entries.UPSERT_MANY, [entry])
+            self._write_entry(entry)
             others = self._identify([each.row for each in changed], channel_id)
             stored_ids = set(others)
             deleted = [each.held for each in changed if each.is_deleted(stored_ids)]
@@ -275,7 +274,7 @@ class ChannelStore:
             # it removes from now on is among those that its next persist deletes.
             unwanted = (each.held.connection.id for each in written if each.held.is_removed)
             gone = sorted({*removed.values(), *others, *unwanted} - {each.connection.id for each in held.held()})
-            self._write_channel(row, [entry, *(objects[key] for key in sorted(objects))], rows, gone)
+            self._write_channel(row, [objects[key] for key in sorted(objects)], rows, gone)
             if channel.replay_seconds:
                 self._executor.run(
                     events.OPEN_LOG,
@@ -331,14 +330,20 @@ class ChannelStore:
         known = contract.stored_ids(channel)
 
         def persist() -> None:
+            self._write_entry(entry)
             others = self._identify(rows, channel_id)
             ids = {row["connection_id"] for row in rows}
-            self._write_channel(row, [entry, *objects], rows, sorted({*known, *others} - ids))
+            self._write_channel(row, objects, rows, sorted({*known, *others} - ids))
             # After a rollback, the removed connections are stored still, and are to be deleted by the next persist.
             contract.set_stored_ids(channel, known | ids)
             self._executor.transactions.after_commit(lambda: contract.set_stored_ids(channel, ids))
 
         self._write("the channel can't be persisted", persist)
+
+    def _write_entry(self, entry: Mapping[str, Any]) -> None:
+        """Store the entry of a channel before its connections are looked up: until the end of the transaction, no other
+        one persists the channel or deletes one of its connections."""
+        self._executor.run_many(entries.UPSERT_MANY, [entry])
 
     def _write_channel(
         self,
@@ -347,10 +352,10 @@ class ChannelStore:
         connections: Sequence[Mapping[str, Any]],
         gone: Sequence[str],
     ) -> None:
-        """Store a channel with some connections, and delete others.
+        """Store a channel, whose entry is written, with some connections, and delete others.
 
         :param channel: the parameters of ``UPSERT_CHANNEL``
-        :param objects: the entries of the channel and of the objects of its connections, ordered by key
+        :param objects: the entries of the objects of its connections, ordered by key
         :param connections: the parameters of ``UPSERT_CONNECTIONS``
         :param gone: the ids of the connections to delete
         """

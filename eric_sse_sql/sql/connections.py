@@ -4,7 +4,8 @@ Every transaction of this package locks rows in one order, so that none waits fo
 
 1. ``sse_message_ids``, by message id;
 2. ``kv_entries``, by key. The entry of a channel comes before those of listeners and queues, and is the lock of the
-   channel: who deletes the channel has it alone, who adds to it shares it;
+   channel: deleting the channel excludes all others, persisting it excludes other persists and the deletion of its
+   connections, and persisting a single connection only excludes the deletion of the channel;
 3. ``sse_channels``;
 4. ``sse_connections``, by id;
 5. ``sse_messages`` and ``sse_set_aside_messages``. Consumers skip what is locked;
@@ -259,9 +260,12 @@ def _objects_of(condition: Construct) -> list[Construct]:
     return [select(key).where(condition) for key in (ConnectionRow.listener_key, ConnectionRow.queue_key)]
 
 
-def _locked(key: Any, keys: Any) -> Construct:
-    """How many rows have one of some keys. They are locked in the order of their keys."""
-    rows = select(key).where(key.in_(keys)).order_by(key).with_for_update(of=key.class_)
+def _locked(key: Any, keys: Any, *, shared: bool = False) -> Construct:
+    """How many rows have one of some keys. They are locked in the order of their keys.
+
+    :param shared: whether other transactions may lock them in the same way, and none may write them
+    """
+    rows = select(key).where(key.in_(keys)).order_by(key).with_for_update(of=key.class_, read=shared)
     return select(func.count()).select_from(rows.subquery()).scalar_subquery()
 
 
@@ -312,7 +316,7 @@ class Deletion(NamedTuple):
     """How connections are deleted: the arguments of ``Executor.run_all``."""
 
     statements: tuple[Statement, ...]
-    lock: Statement  # of the objects, and then of the connections
+    lock: Statement  # of the channels, then of the objects, and then of the connections
 
 
 def _deletion(scope: Scope) -> Deletion:
@@ -320,8 +324,14 @@ def _deletion(scope: Scope) -> Deletion:
     other = aliased(ConnectionRow)
 
     def lock(sql: Dialect) -> Construct:
+        channel, on_channel = sql.lookup_join(ChannelRow.id, ConnectionRow.channel_id, ChannelRow.entry_key)
+        channels = some(sql, channel.c.entry_key).select_from(ConnectionRow).join(channel, on_channel)
         objects = union_all(*_objects_of(scope(sql, ConnectionRow)))
-        return select(_locked(KvEntry.key, objects), _locked(ConnectionRow.id, some(sql, ConnectionRow.id)))
+        return select(
+            _locked(KvEntry.key, channels, shared=True),
+            _locked(KvEntry.key, objects),
+            _locked(ConnectionRow.id, some(sql, ConnectionRow.id)),
+        )
 
     def some(sql: Dialect, column: Any) -> Construct:
         return select(column).where(scope(sql, ConnectionRow))

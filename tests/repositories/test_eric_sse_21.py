@@ -336,7 +336,7 @@ def test_every_call_takes_the_same_statements_for_any_number_of_connections(
     locks = 2 * database.executor.dialect.locks_rows
     assert {name: len(found) for name, found in few.items()} == {
         "broadcast": 1,
-        "persist": 4,
+        "persist": 5,
         "persist again": 2,
         "load_one": 1,
         "load_all of connections": 1,

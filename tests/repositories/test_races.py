@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -14,13 +14,13 @@ import pytest
 from eric_sse.exception import InvalidListenerException, NoMessagesException
 from eric_sse.listener import MessageQueueListener
 from eric_sse.message import Message
-from sqlalchemy import URL
+from sqlalchemy import URL, event, text
 
 from eric_sse_sql import Database, SqlQueue
 from eric_sse_sql.contract import ERIC_SSE_2_0, ItemNotFound, make_connection
 from eric_sse_sql.sql.connections import MARK_SEEN
 from support.databases import opened
-from support.waiting import DEADLINE
+from support.waiting import DEADLINE, until
 
 if ERIC_SSE_2_0:
     pytest.skip("eric-sse 2.0 has no such channel", allow_module_level=True)
@@ -75,6 +75,13 @@ def delete_queue(database: Database) -> None:
         repository.queues_repository.delete(f"connection {name}")
 
 
+def persist_changed_listener(database: Database) -> None:
+    repository = SqlSSEChannelRepository(database)
+    channel = repository.load_one("c")
+    channel.get_listener(f"listener {NAMES[0]}").start()
+    repository.persist(channel)
+
+
 def remove_listeners(database: Database) -> None:
     repository = SqlSSEChannelRepository(database)
     channel = repository.load_one("c")
@@ -124,7 +131,13 @@ def persist_log(database: Database) -> None:
 RACES: dict[str, list[Call]] = {
     "channel persisted and deleted": [persist_channel, persist_channel, delete_channel],
     "connection persisted, channel deleted": [persist_connection, persist_connection, delete_channel, persist_channel],
-    "connection persisted and deleted": [persist_connection, delete_connection, persist_channel, remove_listeners],
+    "connection persisted and deleted": [
+        persist_connection,
+        delete_connection,
+        persist_channel,
+        persist_changed_listener,
+        remove_listeners,
+    ],
     "objects": [persist_listener, delete_queue, persist_channel, delete_channel],
     "messages": [persist_channel, delete_channel, broadcast, clear, put_back],
     "log": [persist_log, delete_channel, broadcast, dispatch, deliver],
@@ -159,3 +172,44 @@ def test_no_call_fails_because_of_another_one(shared_url: URL, race: str) -> Non
             thread.join()
         assert not failed, calls
         assert set(calls) == {call.__name__ for call in RACES[race]}
+
+
+@contextmanager
+def meanwhile(database: Database, call: Callable[[], object]) -> Iterator[None]:
+    """When the block has looked connections up, another thread makes a call: until it has ended, or waits for a
+    lock."""
+    thread = threading.Thread(target=call)
+    is_locked = text("SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'")
+
+    @event.listens_for(database.engine, "after_cursor_execute")
+    def begin(connection: Any, cursor: Any, statement: str, *others: object) -> None:
+        if "FROM sse_connections" in statement and thread.ident is None:
+            thread.start()
+            with database.engine.connect() as second:
+                until(lambda: not thread.is_alive() or second.scalar(is_locked))
+
+    yield
+    assert thread.ident is not None
+    thread.join()
+
+
+def test_two_workers_that_persist_a_listener_at_once_store_one_connection(postgres: URL) -> None:
+    with opened(postgres) as database, opened(postgres) as other:
+        channels = [SqlSSEChannelRepository(worker).create({"channel_id": "c"}) for worker in (database, other)]
+        for channel in channels:
+            channel.register_listener(listener("a"))
+        with meanwhile(database, lambda: SqlSSEChannelRepository(other).persist(channels[1])):
+            SqlSSEChannelRepository(database).persist(channels[0])
+        assert len(list(SqlSSEChannelRepository(database).connections_repository.load_all("c"))) == 1
+
+
+@pytest.mark.parametrize("delete", [delete_connection, prune])
+def test_a_changed_listener_that_is_deleted_while_it_is_persisted_stays_deleted(postgres: URL, delete: Call) -> None:
+    with opened(postgres) as database, opened(postgres) as other:
+        persist_channel(database)
+        channel = SqlSSEChannelRepository(database).load_one("c")
+        channel.get_listener(f"listener {NAMES[0]}").start()
+        with meanwhile(database, lambda: delete(other)):
+            SqlSSEChannelRepository(database).persist(channel)
+        found = SqlSSEChannelRepository(database).connections_repository.load_all("c")
+        assert f"connection {NAMES[0]}" not in {each.id for each in found}
