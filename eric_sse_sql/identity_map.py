@@ -81,8 +81,9 @@ class IdentityMap:
 
     def __init__(self, channel_id: str, *, has_log: bool) -> None:
         self.store: ConnectionStore | None = None  # None until the channel is loaded or persisted
+        self.replay_seconds: float | None = None  # with which the channel was loaded or persisted
         self._channel_id = channel_id
-        self._has_log = has_log
+        self.has_log = has_log
         self._lock = threading.RLock()
         self._held: dict[str, HeldConnection] = {}
         self._unstored: dict[str, HeldConnection] = {}  # those of them that are not known to be stored
@@ -215,6 +216,7 @@ class IdentityMap:
         *,
         removed: dict[str, str],
         deleted: Sequence[HeldConnection],
+        replay_seconds: float,
     ) -> None:
         """Note what was committed.
 
@@ -224,7 +226,7 @@ class IdentityMap:
         for each in deleted:
             self.discard(each)
         with self._lock:
-            self.store = store
+            self.store, self.replay_seconds = store, replay_seconds
             for held, blobs in written:
                 held.note_stored(blobs)
                 if self._unstored.get(held.connection.listener.id) is held:
@@ -237,7 +239,7 @@ class IdentityMap:
         connection, queue = held.connection, held.connection.queue
         if isinstance(queue, SqlQueue):
             queue.note_listener(self._channel_id, connection.listener.id)
-            if self._has_log and is_pushed_by_statement(queue):
+            if self.has_log and is_pushed_by_statement(queue):
                 connection_id = None if held.blobs is None else connection.id
                 log = log_of(queue.database, self._channel_id)
                 held.cursor = queue.log = LogCursor(log, connection.listener.id, queue, connection_id)

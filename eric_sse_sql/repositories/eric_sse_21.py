@@ -188,8 +188,11 @@ class AbstractSqlChannelRepository(AbstractChannelRepository, ABC):
         A connection that was removed from this object is deleted with its listener, queue and messages. All others
         stay: another process may have added them.
 
-        :raises RepositoryError: when the channel, a listener or a queue can't be stored, or ``create`` can't make the
-            channel of what ``_channel_to_dict`` returns; nothing is then
+        How long a log keeps its events is written where this object is new, or has changed it.
+
+        :raises RepositoryError: when the channel, a listener or a queue can't be stored, ``create`` can't make the
+            channel of what ``_channel_to_dict`` returns, or the channel has a log and this object none; nothing is
+            stored then
         """
         validate_type("a channel", channel, AbstractChannel)
         channel_id, stored = validate_key("a channel id", channel.id), self._stored(channel)
@@ -208,7 +211,8 @@ class AbstractSqlChannelRepository(AbstractChannelRepository, ABC):
             raise RepositoryError("the channel was stored by ChannelRepository; load it with that")
         channel = self._created(stored, _ONE_CLASS)
         if isinstance(channel, SqlChannel):
-            channel.identity_map.store = self._store
+            held = channel.identity_map
+            held.store, held.replay_seconds = self._store, channel.replay_seconds
             return channel
         return registered(channel, self._store.connections(channel.id))
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from eric_sse.connection import Connection
 from eric_sse.entities import AbstractChannel
+from eric_sse.exception import RepositoryError
 from eric_sse.listener import MessageQueueListener
 from eric_sse.queues import Queue
 
@@ -45,6 +46,14 @@ if TYPE_CHECKING:  # eric-sse 2.0 has no such channels
     from eric_sse_sql.channels import SqlChannel
 
 CHANNELS_A_PAGE = 100
+_HAS_LOG = (
+    "the channel has a log, and replay_seconds=0 would leave its events undelivered; load the channel again, where "
+    "another process has given it the log, write a small number of seconds, or delete the channel first"
+)
+_OTHER_KIND = (
+    "replay_seconds of a channel object can't change from or to 0; make the channel again, with the other number and "
+    "the same id"
+)
 
 
 class ConnectionRecord(NamedTuple):
@@ -256,7 +265,9 @@ class ChannelStore:
 
         :param stored: the object that is stored for the channel
         """
-        held, removed = channel.identity_map, channel.identity_map.removed()
+        held, removed, replay_seconds = channel.identity_map, channel.identity_map.removed(), channel.replay_seconds
+        if held.has_log != bool(replay_seconds):
+            raise RepositoryError(_OTHER_KIND) from ValueError("replay_seconds")
         changed = self._changed(channel_id, held)
         row = self._channel_row(channel_id, class_path(type(channel)))
         entry = self.channel_objects.entry(row["entry_key"], stored)
@@ -274,15 +285,17 @@ class ChannelStore:
             # it removes from now on is among those that its next persist deletes.
             unwanted = (each.held.connection.id for each in written if each.held.is_removed)
             gone = sorted({*removed.values(), *others, *unwanted} - {each.connection.id for each in held.held()})
-            self._write_channel(row, [objects[key] for key in sorted(objects)], rows, gone)
-            if channel.replay_seconds:
+            has_log = self._write_channel(row, [objects[key] for key in sorted(objects)], rows, gone)
+            if has_log and not replay_seconds:
+                raise RepositoryError(_HAS_LOG) from ValueError("replay_seconds")
+            if replay_seconds:
                 self._executor.run(
-                    events.OPEN_LOG,
+                    events.OPEN_LOG if held.replay_seconds == replay_seconds else events.SET_REPLAY,
                     channel_id=channel_id,
                     epoch=secrets.token_hex(8),
                     last_position=0,
                     first_position=1,
-                    replay_seconds=channel.replay_seconds,
+                    replay_seconds=replay_seconds,
                 )
                 if rows:
                     self._start([row["connection_id"] for row in rows])
@@ -292,6 +305,7 @@ class ChannelStore:
                     [(each.held, _blobs(each.objects)) for each in written],
                     removed=removed,
                     deleted=deleted,
+                    replay_seconds=replay_seconds,
                 )
             )
 
@@ -351,8 +365,8 @@ class ChannelStore:
         objects: Sequence[Mapping[str, Any]],
         connections: Sequence[Mapping[str, Any]],
         gone: Sequence[str],
-    ) -> None:
-        """Store a channel, whose entry is written, with some connections, and delete others.
+    ) -> bool:
+        """Store a channel, whose entry is written, with some connections, and delete others. Whether it has a log.
 
         :param channel: the parameters of ``UPSERT_CHANNEL``
         :param objects: the entries of the objects of its connections, ordered by key
@@ -364,10 +378,11 @@ class ChannelStore:
             keys = list_value([entry["key"] for entry in objects])
             self._executor.run(sql.LOCK_ENTRIES, keys=keys, connection_ids=list_value(gone))
         self._executor.run_many(entries.UPSERT_MANY, objects)
-        self._executor.run(sql.UPSERT_CHANNEL, **channel)
+        ((has_log,),) = self._executor.run(sql.UPSERT_CHANNEL, **channel)
         self._executor.run_many(sql.UPSERT_CONNECTIONS, sorted(connections, key=itemgetter("connection_id")))
         if gone:
             self._executor.run_all(*sql.DELETE_CONNECTIONS, connection_ids=list_value(gone))
+        return bool(has_log)
 
     def delete_channel(self, channel_id: str) -> None:
         """Delete a channel, its connections, their messages, and the listeners and queues that no other channel has."""

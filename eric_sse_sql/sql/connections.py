@@ -230,7 +230,9 @@ NEXT_CHANNELS = Statement(_next_channels)
 
 
 def _upsert_channel(sql: Dialect) -> Construct:
-    return upsert(sql, ChannelRow, _CHANNEL)
+    """Insert or update a channel, and return whether it has a log."""
+    has_log = exists().where(EventLogRow.channel_id == bindparam("channel_id"))
+    return upsert(sql, ChannelRow, _CHANNEL).returning(has_log)
 
 
 def _upsert_connections(sql: Dialect) -> Construct:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sqlalchemy import (
     and_,
@@ -24,6 +24,7 @@ from eric_sse_sql.execution.statement import NotifyingStatement, Statement, boun
 from eric_sse_sql.models import ConnectionRow, EventLogRow, EventRow, MessageRow
 
 CONTEXT = f"{EventRow.__tablename__}/"  # with the channel and the listener, the context of an event's signature
+APPENDED_REPLAY_SECONDS = "86400"  # of a log that an append or a migration has made
 _APPENDED = {column: column for column in ("channel_id", "listener_id", "message_type", "message")}
 
 
@@ -94,12 +95,21 @@ def _append_dispatch(sql: Dialect) -> Construct:
     return sql.append(EventRow, EventLogRow, _APPENDED, exists().where(*of_listener), literal_column("0"))
 
 
-def _open_log(sql: Dialect) -> Construct:
-    """Make the log of a channel, or note how long it keeps its events."""
+def _new_log(sql: Dialect) -> Any:
     columns = "channel_id", "epoch", "last_position", "first_position", "replay_seconds"
-    insert = insert_row(sql, EventLogRow, {column: column for column in columns}).values(last_event_at=sql.now())
+    return insert_row(sql, EventLogRow, {column: column for column in columns}).values(last_event_at=sql.now())
+
+
+def _open_log(sql: Dialect) -> Construct:
+    """Make the log of a channel, or note how long it keeps its events where no persist has written that yet."""
+    return _set_replay(sql, EventLogRow.replay_seconds == literal_column(APPENDED_REPLAY_SECONDS))
+
+
+def _set_replay(sql: Dialect, condition: Construct | None = None) -> Construct:
+    """Make the log of a channel, or note how long it keeps its events."""
+    insert = _new_log(sql)
     kept = {"replay_seconds": insert.excluded.replay_seconds}
-    return insert.on_conflict_do_update(index_elements=["channel_id"], set_=kept)
+    return insert.on_conflict_do_update(index_elements=["channel_id"], set_=kept, where=condition)
 
 
 def _start(sql: Dialect) -> Construct:
@@ -287,6 +297,7 @@ def _with_expired(sql: Dialect) -> Construct:
 APPEND = NotifyingStatement.returning(_append)
 APPEND_DISPATCH = NotifyingStatement.returning(_append_dispatch)
 OPEN_LOG = Statement(_open_log)
+SET_REPLAY = Statement(_set_replay)
 START = Statement(_start)
 STATE = Statement(_state)
 AFTER = Statement(_after)

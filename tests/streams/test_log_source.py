@@ -260,6 +260,43 @@ def test_the_replay_seconds_of_a_channel_are_stored(feed: Feed) -> None:
     assert isinstance(loaded, SqlSSEChannel) and loaded.replay_seconds == 60
 
 
+def test_an_object_that_was_loaded_before_replay_seconds_was_changed_leaves_the_change_alone(
+    feed: Feed, database: Database
+) -> None:
+    stale, changing = feed.repository.load_one("feed"), feed.repository.load_one("feed")
+    for seconds in (30, 90):
+        changing.replay_seconds = seconds  # type: ignore[attr-defined]
+        feed.repository.persist(changing)
+        feed.repository.persist(stale)
+        with database.engine.connect() as connection:
+            assert connection.scalar(text("SELECT replay_seconds FROM sse_event_logs")) == seconds
+
+
+def test_persisting_a_loaded_channel_sets_the_replay_seconds_of_a_log_that_was_migrated(
+    feed: Feed, database: Database
+) -> None:
+    with database.engine.begin() as connection:
+        connection.execute(text("UPDATE sse_event_logs SET replay_seconds = 86400"))
+    feed.repository.persist(feed.repository.load_one("feed"))
+    with database.engine.connect() as connection:
+        assert connection.scalar(text("SELECT replay_seconds FROM sse_event_logs")) == 60
+
+
+def test_a_log_is_not_left_behind_with_its_events(feed: Feed) -> None:
+    feed.push(0)
+    without_log = feed.repository.create({"channel_id": "feed", "replay_seconds": 0})
+    without_log.add_listener()
+    loaded = feed.repository.load_one("feed")
+    loaded.replay_seconds = 0  # type: ignore[attr-defined]
+    for channel in (without_log, loaded):
+        with pytest.raises(RepositoryError, match="replay_seconds"):
+            feed.repository.persist(channel)
+    assert len(list(feed.repository.load_one("feed").get_connections())) == 1
+    assert [event["data"] for event in feed.read(1)] == [0]
+    feed.repository.delete("feed")
+    feed.repository.persist(without_log)
+
+
 def test_an_unreadable_event_is_reported_and_the_next_one_is_delivered(
     feed: Feed, database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
