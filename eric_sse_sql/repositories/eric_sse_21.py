@@ -203,7 +203,11 @@ class AbstractSqlChannelRepository(AbstractChannelRepository, ABC):
             self._store.persist_channel(channel_id, stored, channel, connections)
 
     def delete(self, channel_id: str) -> None:
-        """Delete a channel, if it is there: with its connections, their listeners, queues and messages."""
+        """Delete a channel, if it is there: with its connections, their listeners, queues and messages.
+
+        On Postgres, messages that are dispatched or broadcast while it runs may stay, without a connection:
+        ``Database.prune`` deletes them. To exclude that, each broadcast would have to lock a row of the channel.
+        """
         self._store.delete_channel(channel_id)
 
     def _loaded(self, stored: Any) -> AbstractChannel:
