@@ -144,3 +144,24 @@ def test_an_id_of_a_connection_that_was_made_again_with_the_same_ids_skips_no_ev
         channel.dispatch(listener_id, Message("m", payload))
     delivered(channel, listener_id, unseen[-1])
     comes_back(channel, listener_id, last, unseen)
+
+
+def test_a_client_that_comes_back_before_a_restore_is_noticed_gets_a_reset_and_all_events(database: Database) -> None:
+    repository = SqlSSEChannelRepository(database)
+    channel = repository.create({"channel_id": "news", "replay_seconds": 3600})
+    listener_id = channel.add_listener().id
+    repository.persist(channel)
+    for n in range(5):
+        channel.dispatch(listener_id, Message("m", f"first life {n}"))
+    last = delivered(channel, listener_id, "first life 4")[-1]["id"]
+    with database.engine.begin() as connection:  # as a backup that is loaded into the tables of a running database
+        connection.execute(text("DELETE FROM sse_events WHERE position > 2"))
+        connection.execute(text("UPDATE sse_event_logs SET last_position = 2"))
+    with Database(database.engine) as elsewhere:
+        writing = SqlSSEChannelRepository(elsewhere).load_one("news")
+        for n in range(10):
+            writing.dispatch(listener_id, Message("m", f"second life {n}"))
+        events = asyncio.run(events_until(repository.load_one("news"), listener_id, "second life 9", last))
+    payloads = [event["data"] for event in events if event["event"] == "m"]
+    assert payloads[-10:] == [f"second life {n}" for n in range(10)]
+    assert "reset" in [event["event"] for event in events]
