@@ -31,7 +31,7 @@ from eric_sse_sql.wakeups.watcher import QueueWatcher
 
 _HEAD = "leave it out for the newest one"
 PRUNE_ROWS = 1000  # deleted by one statement of prune(), at most
-LEAST_NUMBER = -(2**63)  # of a message that was set aside
+LEAST_NUMBER = 1 - 2**63  # below that of each message that was set aside; -2**63 is no literal of Postgres
 MAX_AGE = timedelta(days=365_000)  # within what both databases can subtract from their clocks
 
 Result = TypeVar("Result")

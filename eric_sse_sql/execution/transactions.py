@@ -87,12 +87,12 @@ class _Begun:
         """
         :raises RepositoryError: where the transaction can only be rolled back
         """
+        self._driver.check_begun(self._connection)
         if self._must_roll_back:
             raise RepositoryError(
                 "a savepoint of the transaction could not be rolled back or released, so that all of the transaction "
                 "can only be rolled back; let the error leave the block, and run the whole transaction again"
             )
-        self._driver.check_begun(self._connection)
 
     def close(self) -> None:
         """Roll it back, unless it is committed, and return the connection to the pool. Close it where it is broken."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator
+from functools import cache
 from typing import Any, TypeVar
 
 import psycopg
@@ -11,6 +12,8 @@ from psycopg import postgres
 from psycopg.abc import PQGen
 from psycopg.adapt import AdaptersMap
 from psycopg.rows import TupleRow
+from psycopg.types import TypesRegistry
+from psycopg.types.array import register_all_arrays
 
 Result = TypeVar("Result")
 
@@ -51,8 +54,11 @@ class BoundedConnection(psycopg.Connection[TupleRow]):
             return result
 
 
+@cache
 def default_adapters() -> AdaptersMap:
-    """What psycopg reads and writes values with, whatever the application has registered with it."""
-    adapters = AdaptersMap(types=postgres.types)
+    """What psycopg reads and writes values with, whatever the application has registered with it. To be copied."""
+    adapters = AdaptersMap(types=TypesRegistry())
+    postgres.register_default_types(adapters.types)
     postgres.register_default_adapters(adapters)
+    register_all_arrays(adapters)  # after all types
     return adapters

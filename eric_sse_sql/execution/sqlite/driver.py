@@ -251,7 +251,9 @@ class SqliteDriver:
         connection.info[BEGUN] = connection.get_transaction()
 
     def refuse_commit(self, connection: Connection) -> None:
-        transaction = connection.get_transaction()
+        transaction, driver = connection.get_transaction(), cast(Any, connection.connection.driver_connection)
+        if not driver.in_transaction:
+            return  # SQLite has rolled all of it back, and check_begun() says so
         if not self._in_memory:
             connection.invalidate()  # SQLAlchemy refuses each further statement, and the commit
         elif transaction is not None:  # without its only connection, the database would be lost
