@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Generator
 from functools import cache
+from inspect import signature
 from typing import Any, TypeVar
 
 import psycopg
-from psycopg import postgres
+from psycopg import postgres, waiting
 from psycopg.abc import PQGen
 from psycopg.adapt import AdaptersMap
 from psycopg.rows import TupleRow
@@ -16,6 +17,10 @@ from psycopg.types import TypesRegistry
 from psycopg.types.array import register_all_arrays
 
 Result = TypeVar("Result")
+
+#: Earlier releases of psycopg wait in C, and do not resume a generator whose socket is not ready.
+RESUMES = "timeout" in signature(psycopg.Connection.wait).parameters
+INTERVAL_SECONDS = 0.1  # as psycopg's own
 
 
 class BoundedConnection(psycopg.Connection[TupleRow]):
@@ -27,9 +32,12 @@ class BoundedConnection(psycopg.Connection[TupleRow]):
     answer_seconds: float | None = None  # in which the server must answer; None for no limit
 
     def wait(self, gen: PQGen[Result], *arguments: Any, **options: Any) -> Result:
-        if self.answer_seconds is not None:
-            gen = self._bounded(gen, self.answer_seconds)
-        return super().wait(gen, *arguments, **options)
+        if self.answer_seconds is None:
+            return super().wait(gen, *arguments, **options)
+        bounded = self._bounded(gen, self.answer_seconds)
+        if RESUMES:
+            return super().wait(bounded, *arguments, **options)
+        return waiting.wait_selector(bounded, self.pgconn.socket, interval=INTERVAL_SECONDS)
 
     def _bounded(self, gen: PQGen[Result], seconds: float) -> Generator[Any, Any, Result]:
         """The same generator. psycopg resumes it when the socket is ready, and otherwise ten times a second.
