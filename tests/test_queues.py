@@ -261,10 +261,14 @@ def test_closing_the_database_ends_the_wait(database: Database) -> None:
 def test_an_interrupt_ends_the_wait(database: Database) -> None:
     queue = BlockingSqlQueue(database)
     timer = threading.Timer(0.1, lambda: signal.raise_signal(signal.SIGINT))
-    timer.start()
-    with pytest.raises(KeyboardInterrupt):
-        queue.pop()
-    timer.join()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore the signal
+    try:
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            queue.pop()
+    finally:
+        timer.join()
+        signal.signal(signal.SIGINT, before)
 
 
 # Connections
