@@ -15,7 +15,7 @@ from eric_sse.message import Message
 from sqlalchemy import URL, text
 
 from eric_sse_sql import Database, OutcomeUnknown, SqlQueue, SqlStorageEngine
-from support.catalog import connected, conninfo
+from support.catalog import conninfo
 from support.freezing_proxy import FreezingProxy
 from support.waiting import DEADLINE, until
 
@@ -103,8 +103,8 @@ def test_an_upgrade_has_no_timeout(new_postgres: Callable[[], URL]) -> None:
     with Database(limited) as database, ThreadPoolExecutor(1) as thread, psycopg.connect(conninfo(url)) as lock:
         lock.execute("LOCK TABLE sse_messages")
         upgrade = thread.submit(database.upgrade)
-        with connected(url) as other:
-            until(lambda: upgrade.done() or other.exec_driver_sql(BLOCKED).scalar())
+        with psycopg.connect(conninfo(url), autocommit=True) as other:  # a transaction sees one moment of the activity
+            until(lambda: upgrade.done() or other.execute(BLOCKED).fetchone() != (0,))
         lock.commit()
         upgrade.result()
         database.check()

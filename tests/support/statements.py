@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from sqlalchemy import event
 
@@ -31,7 +31,7 @@ def record_statements(database: Database) -> Statements:
     return recorded
 
 
-def without_polls(statements: Statements) -> list[str]:
+def without_polls(statements: Sequence[str]) -> list[str]:
     """The statements that are no SELECT: all but the polls of the background thread."""
     return [statement for statement in statements if not statement.startswith("SELECT")]
 

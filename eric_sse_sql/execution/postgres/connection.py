@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator
-from functools import cache
 from inspect import signature
 from typing import Any, TypeVar
 
@@ -62,7 +61,6 @@ class BoundedConnection(psycopg.Connection[TupleRow]):
             return result
 
 
-@cache
 def default_adapters() -> AdaptersMap:
     """What psycopg reads and writes values with, whatever the application has registered with it. To be copied."""
     adapters = AdaptersMap(types=TypesRegistry())
