@@ -135,10 +135,10 @@ class PickleCodec:
         pickled = buffer.getvalue()
         return pickled if content is None else message_blob.wrap(pickled)
 
-    def sign(self, pickled: bytes, context: str) -> bytes:
+    def sign(self, content: bytes, context: str) -> bytes:
         """The blob of a pickle: the second step of :meth:`encode`. Without signing keys it is the pickle itself."""
         keys = self._signing_keys
-        blob = signature(pickled, keys[0], context) + pickled if keys else pickled
+        blob = signature(content, keys[0], context) + content if keys else content
         if len(blob) > self.max_blob_bytes:
             self._refuse_size(len(blob))
         return blob
@@ -151,23 +151,36 @@ class PickleCodec:
         :raises RepositoryError: when the blob is damaged or forged, is not signed although the codec signs, or
             contains a class that is not allowed
         """
+        return self.unpickled(self.verify(blob, context), reference)
+
+    def verify(self, blob: bytes, context: str) -> bytes:
+        """The content of a blob, without its signature: the first step of :meth:`decode`.
+
+        :raises RepositoryError: when the blob is too large, is no bytes, or has no valid signature although the codec
+            signs
+        """
+        if not isinstance(blob, bytes):
+            raise RepositoryError(
+                f"a stored blob can't be read: it is {kind_of(blob)}, not bytes; in SQLite, CAST it AS BLOB"
+            ) from TypeError(kind_of(blob))
+        if len(blob) > self.max_blob_bytes:
+            self._refuse_size(len(blob))
+        if self._signing_keys:
+            return verify(blob, self._signing_keys, context)
+        if blob.startswith(SIGNATURE_MARK):
+            raise RepositoryError("a stored blob is signed; give its key with PickleCodec(signing_keys=[...])")
+        return blob
+
+    def unpickled(self, pickled: bytes, reference: PersistentReference | None = None) -> Any:
+        """The object of a pickle: the second step of :meth:`decode`."""
         try:
-            if len(blob) > self.max_blob_bytes:
-                self._refuse_size(len(blob))
-            if self._signing_keys or blob.startswith(SIGNATURE_MARK):
-                blob = self._verify(blob, context)
-            return _unpickle(blob, self.allow_list, reference)
+            return _unpickle(pickled, self.allow_list, reference)
         except (RepositoryError, MemoryError):
             raise
         except Exception as error:  # eric-sse's included: NoMessagesException in a constructor is not an empty queue
             raise RepositoryError(
                 f"a stored blob can't be read: {type(error).__name__}; the attached cause says why"
             ) from error
-
-    def _verify(self, blob: bytes, context: str) -> bytes:
-        if not self._signing_keys:
-            raise RepositoryError("a stored blob is signed; give its key with PickleCodec(signing_keys=[...])")
-        return verify(blob, self._signing_keys, context)
 
     def _refuse_size(self, size: int) -> NoReturn:
         raise RepositoryError(f"a blob must be at most {self.max_blob_bytes} bytes, not {size}") from ValueError(size)

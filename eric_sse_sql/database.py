@@ -23,6 +23,7 @@ from eric_sse_sql.execution.engines import are_same_database, driver_of, open_en
 from eric_sse_sql.execution.executor import Executor
 from eric_sse_sql.execution.options import check_engine_options
 from eric_sse_sql.execution.statement import Statement
+from eric_sse_sql.message_codec import PICKLE, MessageCodec
 from eric_sse_sql.sql import connections, events, message_ids, messages, pruning
 from eric_sse_sql.wakeups.background import Background, background_of
 from eric_sse_sql.wakeups.expiry import EXPIRED_PAGE, expire
@@ -73,8 +74,11 @@ class Database(PersistentReference):
     :param notify: whether Postgres tells other processes of a push at once. Without it, they ask five times a second,
         and nothing is prepared: for poolers that give each transaction another session, such as PgBouncer. Where there
         is one and ``notify`` is True, the first connection tells, a warning is logged, and only pushes notify
-    :raises RepositoryError: for a ``bind`` that is neither, for another database or driver, and for an engine with an
-        option that can't be honoured
+    :param messages: how messages are stored: ``"pickle"``, of any class that the codec allows, or ``"json"``, which
+        other programs and plain SQL can read and write: then only a ``Message`` with plain data is stored, and a tuple
+        comes back as a list. Either is read, so that processes with different settings may share the tables
+    :raises RepositoryError: for a ``bind`` that is neither, for another database or driver, for an engine with an
+        option that can't be honoured, and for another value of ``messages``
     """
 
     def __init__(
@@ -84,11 +88,13 @@ class Database(PersistentReference):
         codec: PickleCodec | None = None,
         schema: str | None = None,
         notify: bool = True,
+        messages: str = PICKLE,
     ) -> None:
         owns_engine = not isinstance(bind, Engine)
         with repository_errors("the database can't be used"):
             validate_type("notify=", notify, bool)
             self.codec = PickleCodec() if codec is None else validate_type("codec=", codec, PickleCodec)
+            self.message_codec = MessageCodec(self.codec, messages)
             engine = open_engine(bind)
             driver = driver_of(engine, owns_engine=owns_engine, through_proxy=not notify)
             validate_schema(schema, has_schemas=driver.has_schemas)

@@ -14,7 +14,7 @@ from eric_sse.queues import Queue
 from eric_sse_sql.database import Database
 from eric_sse_sql.errors import repository_errors
 from eric_sse_sql.identity_map import HeldConnection, IdentityMap
-from eric_sse_sql.queues import SqlQueue, broadcast, is_pushed_by_statement, type_of
+from eric_sse_sql.queues import SqlQueue, broadcast, is_pushed_by_statement
 from eric_sse_sql.sql import connections, messages
 from eric_sse_sql.sql.events import Appended
 from eric_sse_sql.streams.event_log import EventLog
@@ -68,19 +68,20 @@ class QueueFanout:
         if known is not None and known.blobs is None:
             known.connection.queue.push(message)
             return
-        database, codec, queue_id, context = self._database, self._database.codec, None, ""
+        database, codec, queue_id, context = self._database, self._database.message_codec, None, ""
         if codec.signs:
             queue = self._held.find(listener_id).connection.queue
             if isinstance(queue, SqlQueue):
                 queue_id, context = queue.id, queue.context
-        blob = codec.sign(codec.pickled(message, database), context)
+        serialized = codec.serialize(message, database)
+        blob = codec.sign(serialized, context)
         with repository_errors("the message can't be dispatched"):
             pushed = database.publisher.publish_to_listener(
                 messages.PUSH_TO_LISTENER,
                 self._channel_id,
                 listener_id,
                 queue_id=queue_id,
-                message_type=type_of(message),
+                message_type=serialized.message_type,
                 message=blob,
             )
         if not pushed:
@@ -103,8 +104,8 @@ class QueueFanout:
     def _push_to_channel(self, message: MessageContract, unstored: Sequence[Queue], apart: Sequence[str]) -> bool:
         """Push to the queues of all stored connections but some, and to others that are not stored: one statement.
         False, and nothing is done, where a stored queue has a ``push`` of its own."""
-        database, codec, list_value = self._database, self._database.codec, self._database.executor.dialect.list_value
-        blob = codec.sign(codec.pickled(message, database), "")
+        database, list_value = self._database, self._database.executor.dialect.list_value
+        message_type, blob = database.message_codec.encode(message, "", database)
 
         def run() -> None:
             database.publisher.publish_to_channel(
@@ -113,7 +114,7 @@ class QueueFanout:
                 channel_id=self._channel_id,
                 apart=list_value(apart),
                 unstored=list_value([cast(SqlQueue, queue).id for queue in unstored]),
-                message_type=type_of(message),
+                message_type=message_type,
                 message=blob,
             )
 

@@ -29,7 +29,6 @@ from eric_sse_sql.sql.messages import LeasedMessage, StoredMessage, TakenMessage
 from eric_sse_sql.wakeups.queue_watch import QueueWatch
 from eric_sse_sql.wakeups.watcher import FALLBACK_SECONDS
 
-MAX_TYPE_CHARACTERS = 255
 MAX_LEASE_SECONDS = YEAR_SECONDS
 MAX_BATCH = 2**31 - 1  # messages
 MAX_BYTES = 2**63 - 1  # of a take
@@ -227,7 +226,7 @@ class SqlQueue(PersistableQueue):
             while True:
                 row = TakenMessage._make(self._first(messages.POP, TAKEN_ID))
                 try:
-                    return self.decoded(row.message)
+                    return self.decoded(row.message_type, row.message)
                 except RepositoryError as error:
                     self.set_aside(row, error)
                 except BaseException:
@@ -341,13 +340,12 @@ class SqlQueue(PersistableQueue):
         """True: an empty queue is a queue, and the answer costs no statement."""
         return True
 
-    def decoded(self, blob: bytes) -> MessageContract:
-        """The message in a blob of the queue.
+    def decoded(self, message_type: str, blob: bytes) -> MessageContract:
+        """The message of the two columns in a row of the queue.
 
         :raises RepositoryError: when it can't be read
         """
-        message: MessageContract = self._database.codec.decode(blob, self.context, self._database)
-        return message
+        return self._database.message_codec.decode(message_type, blob, self.context, self._database)
 
     @property
     def context(self) -> str:
@@ -368,7 +366,7 @@ class SqlQueue(PersistableQueue):
             while True:
                 leased = LeasedMessage._make(self._first(messages.LEASE, LEASED_ID, lease=lease))
                 try:
-                    return leased, self.decoded(leased.message)
+                    return leased, self.decoded(leased.message_type, leased.message)
                 except RepositoryError as error:
                     with self._database.transaction():
                         held = {"id": leased.id, "delivery_count": leased.delivery_count}
@@ -428,8 +426,8 @@ class SqlQueue(PersistableQueue):
                 )
 
     def _row(self, message: MessageContract) -> dict[str, Any]:
-        blob = self._database.codec.encode(message, self.context, self._database)
-        return {"queue_id": self._queue_id, "message_type": type_of(message), "message": blob}
+        message_type, blob = self._database.message_codec.encode(message, self.context, self._database)
+        return {"queue_id": self._queue_id, "message_type": message_type, "message": blob}
 
     @property
     def kv_key(self) -> str:
@@ -550,18 +548,19 @@ def broadcast(message: MessageContract, queues: Iterable[Queue]) -> None:
 
 
 def _push_to_all(database: Database, queues: Sequence[SqlQueue], message: MessageContract) -> None:
-    codec, kind, ids = database.codec, type_of(message), [queue.id for queue in queues]
-    pickled = codec.pickled(message, database)
+    codec, ids = database.message_codec, [queue.id for queue in queues]
+    serialized = codec.serialize(message, database)
+    kind = serialized.message_type
     with repository_errors("the message can't be broadcast"):
         if codec.signs:
             rows = [
-                {"queue_id": queue.id, "message_type": kind, "message": codec.sign(pickled, queue.context)}
+                {"queue_id": queue.id, "message_type": kind, "message": codec.sign(serialized, queue.context)}
                 for queue in queues
             ]
             with database.transaction():
                 database.publisher.publish_many(messages.PUSH_MANY, ids, rows)
         else:
-            blob = codec.sign(pickled, queues[0].context)
+            blob = codec.sign(serialized, queues[0].context)
             queue_ids = database.executor.dialect.list_value(ids)
             database.publisher.publish(messages.PUSH_TO_ALL, ids, queue_ids=queue_ids, message_type=kind, message=blob)
 
@@ -577,16 +576,3 @@ def _give_up_time(timeout: float | None) -> float | None:
         return None
     validate_number("a timeout", timeout, -math.inf, math.inf, allowed="a number of seconds, not NaN")
     return time.monotonic() + max(timeout, 0) if timeout <= YEAR_SECONDS else None
-
-
-def type_of(message: MessageContract) -> str:
-    """The message's type as the table shows it to people.
-
-    :raises RepositoryError: for what is no message
-    """
-    validate_type("a message", message, MessageContract, "write Message(type, payload)")
-    with repository_errors("the type of the message can't be read"):
-        kind = str(message.type)[:MAX_TYPE_CHARACTERS]
-    if kind.isascii() and "\0" not in kind:
-        return kind
-    return kind.encode(errors="replace").decode().replace("\0", "\ufffd")

@@ -19,7 +19,7 @@ PACKAGE = REPOSITORY / NAME
 LAYERS = (
     {"keys", "models", "pickles"},
     {"arguments", "contract"},
-    {"allow_list", "codec", "errors"},
+    {"allow_list", "codec", "errors", "message_codec"},
     {"execution"},
     {"sql"},
     {"wakeups"},

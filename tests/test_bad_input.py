@@ -268,22 +268,22 @@ def test_a_text_in_the_column_of_a_blob_is_refused(tmp_path: Path, caplog: pytes
 
 
 def test_a_signed_blob_is_valid_in_its_own_row_only(used: Database, caplog: pytest.LogCaptureFixture) -> None:
-    used.codec = PickleCodec(signing_keys=[b"k" * 16])
-    storage = SqlStorageEngine(used)
-    storage.upsert("key", SECRET)
-    storage.upsert("other", "value")
-    for key in ("queue", "kv/key"):
-        SqlQueue(used, key).push(Message("type"))
-    with used.engine.begin() as connection:
-        blob = connection.scalar(text("SELECT value FROM kv_entries WHERE key = 'kv/key'"))
-        connection.execute(text("UPDATE kv_entries SET value = :blob WHERE key = 'kv/other'"), {"blob": blob})
-        connection.execute(text("UPDATE sse_messages SET message = :blob"), {"blob": blob})
-    assert storage.fetch_one("key") == SECRET
-    with refused(used, "the blob of kv_entries/kv/other has no valid signature"):
-        storage.fetch_one("other")
-    for key in ("kv/key", "queue"):
-        reason = f"the blob of sse_messages/{key} has no valid signature"
-        assert is_set_aside(SqlQueue(used, key), reason, caplog)
+    with Database(used.engine, codec=PickleCodec(signing_keys=[b"k" * 16])) as signing:
+        storage = SqlStorageEngine(signing)
+        storage.upsert("key", SECRET)
+        storage.upsert("other", "value")
+        for key in ("queue", "kv/key"):
+            SqlQueue(signing, key).push(Message("type"))
+        with signing.engine.begin() as connection:
+            blob = connection.scalar(text("SELECT value FROM kv_entries WHERE key = 'kv/key'"))
+            connection.execute(text("UPDATE kv_entries SET value = :blob WHERE key = 'kv/other'"), {"blob": blob})
+            connection.execute(text("UPDATE sse_messages SET message = :blob"), {"blob": blob})
+        assert storage.fetch_one("key") == SECRET
+        with refused(signing, "the blob of kv_entries/kv/other has no valid signature"):
+            storage.fetch_one("other")
+        for key in ("kv/key", "queue"):
+            reason = f"the blob of sse_messages/{key} has no valid signature"
+            assert is_set_aside(SqlQueue(signing, key), reason, caplog)
 
 
 # Databases

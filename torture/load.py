@@ -283,7 +283,7 @@ def _drained(target: Target, findings: list[str]) -> dict[str, list[Message]]:
         while True:
             for name, queue in queues.items():
                 while rows := queue.take(DRAINED_AT_ONCE):
-                    messages = [queue.decoded(row.message) for row in rows]
+                    messages = [queue.decoded(row.message_type, row.message) for row in rows]
                     found[name] += [(message.type, int(str(message.payload))) for message in messages]
             names = ", ".join(f"'{name}'" for name in found)
             ((waiting,),) = target.rows(f"SELECT count(*) FROM sse_messages WHERE queue_id IN ({names})")

@@ -40,6 +40,7 @@ class Event(NamedTuple):
 
     position: int
     listener_id: str | None  # of the only listener that gets it; None for all
+    message_type: str
     message: bytes
     token: str  # tells events at one position in different lives of a log apart
 
@@ -144,7 +145,8 @@ def _state(sql: Dialect) -> Construct:
 
 
 def _columns(sql: Dialect) -> tuple[Construct, ...]:
-    return EventRow.position, EventRow.listener_id, EventRow.message, sql.token(EventRow.created_at).label("token")
+    token = sql.token(EventRow.created_at).label("token")
+    return EventRow.position, EventRow.listener_id, EventRow.message_type, EventRow.message, token
 
 
 def _of_channel(*conditions: Construct) -> tuple[Construct, ...]:

@@ -51,6 +51,7 @@ class LeasedMessage(NamedTuple):
     """A message on a lease."""
 
     id: int
+    message_type: str
     message: bytes
     delivery_count: int
 

@@ -13,7 +13,8 @@ from eric_sse.exception import InvalidListenerException, NoMessagesException, Re
 from eric_sse.message import Message, MessageContract
 
 from eric_sse_sql.errors import repository_errors
-from eric_sse_sql.queues import SqlQueue, type_of
+from eric_sse_sql.message_codec import Serialized
+from eric_sse_sql.queues import SqlQueue
 from eric_sse_sql.sql import events
 from eric_sse_sql.sql.connections import LogPlace
 from eric_sse_sql.sql.events import Event, LogState
@@ -108,13 +109,13 @@ class LogCursor:
         :raises RepositoryError: when it can't be decoded
         """
         database = self.log.database
+        codec, context = database.message_codec, self.log.context(event)
         try:
-            message: MessageContract = database.codec.decode(event.message, self.log.context(event), database)
+            return codec.decode(event.message_type, event.message, context, database)
         except RepositoryError:
-            if event.listener_id is None or not database.codec.signs:
+            if event.listener_id is None or not codec.signs:
                 raise
-            message = self.queue.decoded(event.message)  # signed for the queue, before there was a log
-        return message
+            return self.queue.decoded(event.message_type, event.message)  # signed for the queue, before there was a log
 
     def pop(self) -> MessageContract:
         """Deliver the next event, to one of all callers. An event that can't be decoded is passed over.
@@ -319,39 +320,42 @@ class LogSource:
 
 
 def move_messages(cursor: LogCursor) -> None:
-    """Move messages that were pushed into a connection's queue directly to the log. In a thread."""
+    """Move messages that were pushed into a connection's queue directly to the log, as they are. In a thread."""
     database, queue = cursor.log.database, cursor.queue
+    codec = database.message_codec
     while True:
         with repository_errors("the messages can't be moved"), database.transaction():
             rows = queue.take(BATCH)
             for row in rows:
                 try:
-                    message = queue.decoded(row.message)
+                    serialized = codec.verify(row.message_type, row.message, queue.context)
+                    codec.deserialize(serialized, database)
                 except RepositoryError as error:
                     queue.set_aside(row, error)
                     continue
-                append(cursor.log, cursor.listener_id, message, is_known=True)
+                append(cursor.log, cursor.listener_id, serialized, is_known=True)
         if not rows:
             return
         cursor.log.read()
 
 
 def append(
-    log: EventLog, listener_id: str | None, message: MessageContract, *, is_known: bool
+    log: EventLog, listener_id: str | None, message: MessageContract | Serialized, *, is_known: bool
 ) -> events.Appended | None:
     """Append a message to a log, for all listeners or for one. None where that one has no connection. One statement.
 
     :param is_known: whether no stored connection is needed
     """
     database, channel_id = log.database, log.channel_id
-    codec = database.codec
-    blob = codec.sign(codec.pickled(message, database), context_of(channel_id, listener_id))
+    codec = database.message_codec
+    serialized = message if isinstance(message, Serialized) else codec.serialize(message, database)
+    blob = codec.sign(serialized, context_of(channel_id, listener_id))
     rows = database.publisher.publish_to_channel(
         events.APPEND if is_known else events.APPEND_DISPATCH,
         channel_id,
         channel_id=channel_id,
         listener_id=listener_id,
-        message_type=type_of(message),
+        message_type=serialized.message_type,
         message=blob,
     )
     if not rows:

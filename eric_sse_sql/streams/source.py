@@ -148,7 +148,7 @@ class PrefetchBuffer:
             return is_next
 
     def decoded(self, row: TakenMessage) -> MessageContract:
-        return self.queue.decoded(row.message)
+        return self.queue.decoded(row.message_type, row.message)
 
     def note_delivered(self, row: TakenMessage) -> None:
         """It left its table when it was fetched."""

@@ -1,0 +1,229 @@
+"""``MessageCodec``: messages to the columns ``message_type`` and ``message`` and back, as pickles or as JSON.
+
+A message stored as JSON is its payload alone, as UTF-8; its type is the other column. A pickle begins with the byte
+0x80, which no JSON text has, so that readers tell the two apart whatever they write themselves.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, NoReturn
+
+from eric_sse.exception import RepositoryError
+from eric_sse.message import Message, MessageContract
+
+from eric_sse_sql.arguments import kind_of, validate_type
+from eric_sse_sql.codec import PersistentReference, PickleCodec, class_path
+from eric_sse_sql.errors import repository_errors
+from eric_sse_sql.pickles import message_blob
+from eric_sse_sql.pickles.signature import SIGNATURE_BYTES, SIGNATURE_MARK
+
+PICKLE, JSON = "pickle", "json"
+FORMATS = PICKLE, JSON
+MAX_TYPE_CHARACTERS = 255
+MAX_JSON_DEPTH = 200  # of lists and dicts in each other. SQLite reads 1,000; what Python reads depends on the caller
+_PICKLE_START = b"\x80"
+_SCALARS = frozenset((type(None), bool, int, float, str))
+_STR_ONLY = frozenset((str,))
+_ADVICE = 'send a Message with plain data, or make the Database without messages="json"'
+
+
+class Serialized(NamedTuple):
+    """A message before it is signed for a row."""
+
+    message_type: str  # as the column shows it
+    content: bytes  # a pickle of the message, or its payload as JSON
+
+    @property
+    def is_json(self) -> bool:
+        """Whether the content is JSON."""
+        return self.content[:1] != _PICKLE_START
+
+
+class MessageCodec:
+    """Encodes messages in one of the two formats, and decodes both. Safe to share between threads.
+
+    :param codec: pickles, signs and verifies
+    :param messages: the format of what is encoded: ``"pickle"`` or ``"json"``
+    :raises RepositoryError: for another format
+    """
+
+    def __init__(self, codec: PickleCodec, messages: str = PICKLE) -> None:
+        if messages not in FORMATS:
+            raise RepositoryError('messages= must be "pickle" or "json"') from ValueError(kind_of(messages))
+        self.codec = codec
+        self.writes_json = messages == JSON
+
+    @property
+    def signs(self) -> bool:
+        """Whether each blob is valid in its own row only."""
+        return self.codec.signs
+
+    def serialize(self, message: MessageContract, reference: PersistentReference | None = None) -> Serialized:
+        """The first step of :meth:`encode`, done once for a message that is stored in many rows.
+
+        :param reference: the database that stores the message
+        :raises RepositoryError: when the message could not be decoded as it is
+        """
+        message_type = column_type(message)
+        if self.writes_json:
+            return Serialized(message_type, _json_of(message, message_type))
+        return Serialized(message_type, self.codec.pickled(message, reference))
+
+    def sign(self, serialized: Serialized, context: str) -> bytes:
+        """The blob of a message in a row: the second step of :meth:`encode`.
+
+        :param context: identifies the row: the table, and its queue, or its channel and listener
+        :raises RepositoryError: when it is larger than the codec allows
+        """
+        return self.codec.sign(serialized.content, _context(serialized.message_type, context, serialized.is_json))
+
+    def encode(
+        self, message: MessageContract, context: str, reference: PersistentReference | None = None
+    ) -> tuple[str, bytes]:
+        """The two columns of a message: its type and its blob.
+
+        :raises RepositoryError: as :meth:`serialize` and :meth:`sign`
+        """
+        serialized = self.serialize(message, reference)
+        return serialized.message_type, self.sign(serialized, context)
+
+    def verify(self, message_type: str, blob: bytes, context: str) -> Serialized:
+        """The message of a blob, after its size and signature are found valid, and before it is decoded.
+
+        :raises RepositoryError: for another size or signature, and for a value that is no blob
+        """
+        is_json = isinstance(blob, bytes) and _content_start(blob) != _PICKLE_START
+        return Serialized(message_type, self.codec.verify(blob, _context(message_type, context, is_json)))
+
+    def deserialize(self, serialized: Serialized, reference: PersistentReference | None = None) -> MessageContract:
+        """The message, from what :meth:`verify` returns.
+
+        :param reference: the database that loads the message
+        :raises RepositoryError: when it is damaged, or has an object of a class that is not allowed
+        """
+        if serialized.is_json:
+            return Message(serialized.message_type, _parsed(serialized.content))
+        message: MessageContract = self.codec.unpickled(serialized.content, reference)
+        return message
+
+    def decode(
+        self, message_type: str, blob: bytes, context: str, reference: PersistentReference | None = None
+    ) -> MessageContract:
+        """The message of the two columns, in either format.
+
+        :raises RepositoryError: as :meth:`verify` and :meth:`deserialize`
+        """
+        return self.deserialize(self.verify(message_type, blob, context), reference)
+
+    def json_of(self, message_type: str, blob: bytes, context: str) -> bytes | None:
+        """The payload of a message that is stored as JSON, as UTF-8 JSON without line breaks. None for a pickle.
+
+        :raises RepositoryError: as :meth:`verify`, and when it is not JSON
+        """
+        serialized = self.verify(message_type, blob, context)
+        if not serialized.is_json:
+            return None
+        payload = _parsed(serialized.content)
+        has_line_breaks = b"\n" in serialized.content or b"\r" in serialized.content  # where plain SQL wrote it
+        return _encoded(payload) if has_line_breaks else serialized.content
+
+
+def column_type(message: MessageContract) -> str:
+    """The type of a message as the table shows it to people.
+
+    :raises RepositoryError: for what is no message
+    """
+    validate_type("a message", message, MessageContract, "write Message(type, payload)")
+    with repository_errors("the type of the message can't be read"):
+        kind = str(message.type)[:MAX_TYPE_CHARACTERS]
+    if kind.isascii() and "\0" not in kind:
+        return kind
+    return kind.encode(errors="replace").decode().replace("\0", "\ufffd")
+
+
+def _content_start(blob: bytes) -> bytes:
+    """The first byte of a blob after its signature."""
+    start = SIGNATURE_BYTES if blob[: len(SIGNATURE_MARK)] == SIGNATURE_MARK else 0
+    return blob[start : start + 1]
+
+
+def _context(message_type: str, context: str, is_json: bool) -> str:
+    """The context of a signature. It has the type of a JSON message, which is no part of the signed bytes."""
+    return f"json/{len(message_type)}/{message_type}/{context}" if is_json else context
+
+
+def _json_of(message: MessageContract, shown_type: str) -> bytes:
+    """The payload of a message as JSON.
+
+    :param shown_type: its type as the column shows it
+    """
+    content = message_blob.content_of(message)
+    if content is None:
+        raise RepositoryError(
+            f"a message of class {class_path(type(message))} can't be stored as JSON; {_ADVICE}"
+        ) from TypeError(kind_of(message))
+    message_type, payload = content
+    if type(message_type) is not str or message_type != shown_type:
+        raise RepositoryError(
+            f"the type of a message that is stored as JSON must be a str of at most {MAX_TYPE_CHARACTERS} characters, "
+            "without NUL and lone surrogates"
+        ) from ValueError(kind_of(message_type))
+    try:
+        _check_payload(payload, 0)
+        return _encoded(payload)
+    except RecursionError as error:  # of a caller that is near the limit itself
+        _refuse("as many lists and dicts in each other", error)
+    except UnicodeEncodeError as error:
+        _refuse("text that has a lone surrogate", error)
+    except ValueError as error:
+        _refuse("NaN, an infinity, or an int of more digits than Python reads", error)
+
+
+def _check_payload(value: Any, depth: int) -> None:
+    """Do nothing for plain data, of exactly the types that come back equal; a tuple comes back as a list."""
+    kind = type(value)
+    if kind in _SCALARS:
+        return
+    items: Iterable[Any]
+    if kind is dict:
+        if not _STR_ONLY.issuperset(map(type, value)):
+            _refuse("a dict with a key that is no str", TypeError("key"))
+        items = value.values()
+    elif kind is list or kind is tuple:
+        items = value
+    else:
+        _refuse(f"an object of class {class_path(kind)}", TypeError(kind_of(value)))
+    if depth == MAX_JSON_DEPTH:
+        _refuse(f"more than {MAX_JSON_DEPTH} lists and dicts in each other", ValueError("depth"))
+    if not _SCALARS.issuperset(map(type, items)):
+        for item in items:
+            _check_payload(item, depth + 1)
+
+
+def _refuse(what: str, cause: Exception) -> NoReturn:
+    raise RepositoryError(f"a payload can't be stored as JSON with {what}; {_ADVICE}") from cause
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+_dumped: Callable[[Any], str] = json.JSONEncoder(
+    ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",", ":")
+).encode
+_loaded: Callable[[str], Any] = json.JSONDecoder(parse_constant=_refuse_constant).decode
+
+
+def _encoded(payload: Any) -> bytes:
+    return _dumped(payload).encode()
+
+
+def _parsed(content: bytes) -> Any:
+    try:
+        return _loaded(str(content, "utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise RepositoryError(
+            f"a stored blob is damaged: it is neither a pickle of this package nor JSON ({type(error).__name__})"
+        ) from error
