@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import time
 from abc import ABC
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
-from contextlib import aclosing
-from typing import Any, cast
+from contextlib import aclosing, suppress
+from typing import Any, NamedTuple, cast
 
 from eric_sse.connection import Connection, ConnectionsFactory, InMemoryConnectionsFactory
 from eric_sse.entities import AbstractChannel
-from eric_sse.exception import NoMessagesException, RepositoryError
+from eric_sse.exception import InvalidListenerException, NoMessagesException, RepositoryError
 from eric_sse.listener import MessageQueueListener
 from eric_sse.message import Message, MessageContract
 from eric_sse.prefabs import SSEChannel
@@ -27,9 +29,19 @@ from eric_sse_sql.keys import validate_key
 from eric_sse_sql.message_ids import Recipient, add_once
 from eric_sse_sql.queues import BlockingSqlQueue, SqlConnectionsFactory, SqlQueue
 from eric_sse_sql.streams.event_log import log_of
+from eric_sse_sql.streams.frames import (
+    ERROR,
+    GONE_FRAME,
+    HEARTBEAT,
+    HEARTBEAT_SECONDS,
+    LEAST_HEARTBEAT_SECONDS,
+    UNDELIVERABLE,
+    frame_of,
+    retry_frame,
+)
 from eric_sse_sql.streams.log_source import LogSource
-from eric_sse_sql.streams.source import ERROR, MessageSource, PrefetchBuffer, in_thread
-from eric_sse_sql.streams.stream import UNDELIVERABLE, event_of, stream
+from eric_sse_sql.streams.source import MessageSource, PrefetchBuffer, in_thread
+from eric_sse_sql.streams.stream import event_of, stream
 from eric_sse_sql.wakeups.presence import OpenStream
 
 #: Milliseconds after which a browser reconnects. eric-sse's own default is 5: with it, a page whose server closes each
@@ -44,6 +56,14 @@ _LISTENER = "write channel.get_listener(its id)"
 _WITH_ID = "return a dict, since each event of a channel with replay_seconds gets an id"
 
 logger = logging.getLogger("eric_sse_sql")
+
+
+class _Form(NamedTuple):
+    """How a stream delivers its events: as the arguments of :func:`stream` of the same names say."""
+
+    adapt: Callable[[MessageContract, str | None], Any]
+    is_framed: bool = False
+    heartbeat: float = math.inf
 
 
 class SqlChannel(AbstractChannel, ABC):
@@ -218,14 +238,26 @@ class SqlChannel(AbstractChannel, ABC):
         :raises RepositoryError: for a ``last_event_id`` that is no text; when the database is closed; and when
             ``adapt`` raises for the event of an error, or returns no dict where the channel has ``replay_seconds``
         """
+        found = await self._found(listener, last_event_id)
+        async with aclosing(self._delivered(found, last_event_id, _Form(self._adapted))) as events:
+            async for event in events:
+                yield event
+
+    async def _found(self, listener: MessageQueueListener, last_event_id: str | None) -> HeldConnection:
+        """The connection of a stream's listener. No statement on the event loop."""
         validate_type("a listener", listener, MessageQueueListener, _LISTENER)
         if last_event_id is not None:
             validate_type("last_event_id", last_event_id, str, "pass the header Last-Event-ID as it is, or None")
         held = self.identity_map
         if held.store is None or held.is_found_without_statement(listener.id):
-            found = held.find(listener.id)
-        else:
-            found = await in_thread(held.store.database, held.find, listener.id)
+            return held.find(listener.id)
+        return await in_thread(held.store.database, held.find, listener.id)
+
+    async def _delivered(
+        self, found: HeldConnection, last_event_id: str | None, form: _Form
+    ) -> AsyncGenerator[Any, None]:
+        """The events of a connection, in the form in which they are delivered."""
+        held, listener = self.identity_map, found.connection.listener
         database = None if held.store is None or found.blobs is None else held.store.database
         opened = None if database is None else database.watcher.presence.open(found.connection.id)
 
@@ -235,7 +267,11 @@ class SqlChannel(AbstractChannel, ABC):
 
         queue = found.connection.queue
         is_ours = isinstance(queue, SqlQueue) and type(queue).pop in (SqlQueue.pop, BlockingSqlQueue.pop)
-        events = self._events(found, opened, last_event_id, is_open) if is_ours else self._polled_events(found, is_open)
+        events = (
+            self._events(found, opened, last_event_id, is_open, form)
+            if is_ours
+            else self._polled_events(found, is_open, form)
+        )
         try:
             if database is not None:
                 database.background.poller.start()  # which learns that the connection is deleted
@@ -249,7 +285,12 @@ class SqlChannel(AbstractChannel, ABC):
                     held.discard(found)
 
     def _events(
-        self, found: HeldConnection, opened: OpenStream | None, last_event_id: str | None, is_open: Callable[[], bool]
+        self,
+        found: HeldConnection,
+        opened: OpenStream | None,
+        last_event_id: str | None,
+        is_open: Callable[[], bool],
+        form: _Form,
     ) -> AsyncGenerator[Any, None]:
         """The events of a queue in a database, or of the log that its channel has."""
         queue = cast(SqlQueue, found.connection.queue)
@@ -263,23 +304,32 @@ class SqlChannel(AbstractChannel, ABC):
             found.connection.listener,
             queue.database,
             is_open=is_open,
-            adapt=self._adapted,
+            adapt=form.adapt,
             delay=lambda: self.stream_delay_seconds,
+            is_framed=form.is_framed,
+            heartbeat=form.heartbeat,
         )
 
-    async def _polled_events(self, found: HeldConnection, is_open: Callable[[], bool]) -> AsyncGenerator[Any, None]:
+    async def _polled_events(
+        self, found: HeldConnection, is_open: Callable[[], bool], form: _Form
+    ) -> AsyncGenerator[Any, None]:
         """The events of a queue of another class, popped on the event loop again and again, as eric-sse does."""
         listener = found.connection.listener
+        silent_until = time.monotonic() + form.heartbeat
         while is_open():
             try:
                 message = self.deliver_next(listener.id)
             except NoMessagesException:
+                if time.monotonic() >= silent_until:
+                    yield HEARTBEAT
+                    silent_until = time.monotonic() + form.heartbeat
                 await asyncio.sleep(max(self.stream_delay_seconds, POLLED_QUEUE_SECONDS))
                 continue
             except Exception:
                 logger.exception("a message can't be delivered to its listener")
                 message = Message(ERROR, UNDELIVERABLE)
-            yield event_of(message, None, self._adapted)
+            yield event_of(message, None, form.adapt)
+            silent_until = time.monotonic() + form.heartbeat
             await asyncio.sleep(self.stream_delay_seconds)
 
     def _adapted(self, message: MessageContract, event_id: str | None) -> Any:
@@ -340,3 +390,48 @@ class SqlSSEChannel(SqlChannel, SSEChannel):
         validate_number("retry_timeout_milliseconds", retry_timeout_milliseconds, 0, MAX_RETRY_MILLISECONDS, whole=True)
         SqlChannel.__init__(self, stream_delay_seconds, channel_id, connections_factory, replay_seconds)
         self.retry_timeout_milliseconds = retry_timeout_milliseconds
+
+    async def sse_stream(
+        self,
+        listener: MessageQueueListener,
+        last_event_id: str | None = None,
+        heartbeat: float = HEARTBEAT_SECONDS,
+    ) -> AsyncGenerator[bytes, None]:
+        """The events of a listener as bytes of ``text/event-stream``, which any web framework sends as they are.
+
+        It is :meth:`message_stream`, written out: first a ``retry:``, then for each event ``id:`` (of channels with
+        ``replay_seconds``), ``event:`` and ``data:``, the payload in JSON. A payload that has no form in JSON gives an
+        event of the type "error", and is logged. When the listener is deleted, in any process, the last event has the
+        type "gone".
+
+        Where the class overrides neither ``adapt`` nor the listener's ``on_message``, neither is called, and an event
+        of a log is made once for all streams of the process. What an ``adapt`` of the application returns is a mapping
+        of "event" and "data".
+
+        :param last_event_id: what the browser sends as ``Last-Event-ID``
+        :param heartbeat: seconds without an event after which a comment is sent, to keep the connection open
+        :raises InvalidListenerException: when the channel has no such listener; nothing was sent then
+        :raises RepositoryError: for a ``last_event_id`` that is no text, and a heartbeat that is no number of seconds
+        """
+        validate_number("heartbeat", heartbeat, LEAST_HEARTBEAT_SECONDS, YEAR_SECONDS)
+        found = await self._found(listener, last_event_id)
+        yield retry_frame(self.retry_timeout_milliseconds)
+        is_framed = _is_method(self.adapt, SSEChannel.adapt) and _is_method(
+            listener.on_message, MessageQueueListener.on_message
+        )
+        form = _Form(self._frame, is_framed, heartbeat)
+        with suppress(InvalidListenerException):  # deleted since it was looked up
+            async with aclosing(self._delivered(found, last_event_id, form)) as frames:
+                async for frame in frames:
+                    yield frame
+        if listener.is_running():
+            yield GONE_FRAME
+
+    def _frame(self, message: MessageContract, event_id: str | None) -> bytes:
+        event = self._adapted(message, event_id)
+        return frame_of(validate_type(f"what {class_path(type(self))}.adapt() returns", event, Mapping, _WITH_ID))
+
+
+def _is_method(method: Callable[..., Any], function: Callable[..., Any]) -> bool:
+    """Whether a method is a function of a class, and nothing has overridden it."""
+    return getattr(method, "__func__", None) is function

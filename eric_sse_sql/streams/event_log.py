@@ -61,7 +61,8 @@ class Tail:
         self.last = start
         self.token: str | None = None  # of the event at ``last``, where it is known
         self.events: deque[Event] = deque()
-        self._bytes = 0
+        self.frames: dict[int, tuple[Event, bytes]] = {}  # of events that are for all, by their position
+        self._bytes = 0  # of messages and frames
 
     def extend(self, more: Iterable[Event], max_bytes: int = TAIL_BYTES) -> None:
         """Add the events that follow, and drop the oldest ones beyond the bounds."""
@@ -72,7 +73,15 @@ class Tail:
         while self.events and (len(self.events) > TAIL_EVENTS or self._bytes > max_bytes):
             dropped = self.events.popleft()
             self._bytes -= len(dropped.message)
+            if dropped.position in self.frames:
+                self._bytes -= len(self.frames.pop(dropped.position)[1])
             self.start = dropped.position
+
+    def keep_frame(self, event: Event, frame: bytes) -> None:
+        """Keep the frame of an event for as long as the event."""
+        if self.start < event.position <= self.last and event.position not in self.frames:
+            self.frames[event.position] = event, frame
+            self._bytes += len(frame)
 
     def token_at(self, position: int) -> str | None:
         """The token of the event at a position; None where it is not known."""
@@ -307,6 +316,19 @@ class EventLog:
                 return None
             event_id = self._id(tail.last, tail.token) if tail.last >= position else None
             return ListenerPage(tail.after(position, listener_id), max(position, tail.last), False, event_id)
+
+    def frame_of(self, event: Event) -> bytes | None:
+        """The frame of an event, where another stream has made it."""
+        kept = self.tail and self.tail.frames.get(event.position)
+        return kept[1] if kept and kept[0] is event else None  # else the event is of another life
+
+    def keep_frame(self, event: Event, frame: bytes) -> bytes:
+        """Keep the frame of an event for the other streams that get it, and return it."""
+        if event.listener_id is None:
+            with self._lock:
+                if self.tail is not None:
+                    self.tail.keep_frame(event, frame)
+        return frame
 
     def life_of(self, seen: SeenEvent) -> int | None:
         """The life of the log, where the tail has an event that a client has seen, or ends with it; else None."""

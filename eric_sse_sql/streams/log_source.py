@@ -7,6 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NamedTuple
 
 from eric_sse.exception import InvalidListenerException, NoMessagesException, RepositoryError
@@ -29,6 +30,7 @@ from eric_sse_sql.streams.event_log import (
     starting_position,
 )
 from eric_sse_sql.streams.feeder import BATCH
+from eric_sse_sql.streams.frames import frame, message_frame
 from eric_sse_sql.streams.source import in_thread
 from eric_sse_sql.wakeups.presence import OpenStream
 from eric_sse_sql.wakeups.queue_watch import QueueWatch
@@ -116,6 +118,18 @@ class LogCursor:
             if event.listener_id is None or not codec.signs:
                 raise
             return self.queue.decoded(event.message_type, event.message)  # signed for the queue, before there was a log
+
+    def frame(self, event: Event) -> bytes:
+        """The server-sent event of an event, as bytes. What is stored as JSON stays as it is.
+
+        :raises RepositoryError: when it can't be decoded
+        """
+        codec, event_id = self.log.database.message_codec, self.log.event_id(event)
+        with suppress(RepositoryError):  # which decoding raises, too, unless it finds another signature
+            data = codec.json_of(event.message_type, event.message, self.log.context(event))
+            if data is not None:
+                return frame(event.message_type, data, event_id)
+        return message_frame(self.decoded(event), event_id)
 
     def pop(self) -> MessageContract:
         """Deliver the next event, to one of all callers. An event that can't be decoded is passed over.
@@ -245,6 +259,11 @@ class LogSource:
 
     def decoded(self, item: Event | Reset) -> MessageContract:
         return Message(RESET, GAP) if isinstance(item, Reset) else self._cursor.decoded(item)
+
+    def frame(self, item: Event | Reset) -> bytes:
+        if isinstance(item, Reset):
+            return message_frame(Message(RESET, GAP), item.event_id)
+        return self._log.frame_of(item) or self._log.keep_frame(item, self._cursor.frame(item))
 
     def set_aside(self, item: Event | Reset, error: RepositoryError) -> None:
         """An event stays in the log, where other programs may be able to decode it."""

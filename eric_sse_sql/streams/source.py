@@ -17,10 +17,10 @@ from eric_sse_sql.database import Database
 from eric_sse_sql.queues import SqlQueue
 from eric_sse_sql.sql.messages import TakenMessage
 from eric_sse_sql.streams.feeder import feeder_of
+from eric_sse_sql.streams.frames import frame, message_frame
 from eric_sse_sql.streams.idle import Waiter
 
-ERROR = "error"  # the type of the event that reports an error
-UNREADABLE = "a message can't be read"  # its data, as without data, a browser drops an event
+UNREADABLE = "a message can't be read"  # the data of an error event
 PUT_BACK_SECONDS = 10.0  # for which putting messages back is tried again while the database can't be reached
 PUT_BACK_PAUSE = 0.1  # seconds between two tries
 
@@ -51,6 +51,12 @@ class MessageSource(Protocol):
         """The message of an item.
 
         :raises RepositoryError: when it can't be decoded
+        """
+
+    def frame(self, item: Any) -> bytes:
+        """The server-sent event of an item, as bytes. What is stored as JSON stays as it is.
+
+        :raises RepositoryError: when the item can't be decoded
         """
 
     def is_for_listener(self, item: Any) -> bool:
@@ -149,6 +155,11 @@ class PrefetchBuffer:
 
     def decoded(self, row: TakenMessage) -> MessageContract:
         return self.queue.decoded(row.message_type, row.message)
+
+    def frame(self, row: TakenMessage) -> bytes:
+        codec, context = self.queue.database.message_codec, self.queue.context
+        data = codec.json_of(row.message_type, row.message, context)
+        return message_frame(self.decoded(row)) if data is None else frame(row.message_type, data)
 
     def note_delivered(self, row: TakenMessage) -> None:
         """It left its table when it was fetched."""

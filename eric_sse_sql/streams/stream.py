@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import time
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
@@ -12,12 +14,11 @@ from eric_sse.listener import MessageQueueListener
 from eric_sse.message import Message, MessageContract
 
 from eric_sse_sql.database import Database
+from eric_sse_sql.streams.frames import ERROR, HEARTBEAT, UNDELIVERABLE
 from eric_sse_sql.streams.idle import pause
-from eric_sse_sql.streams.source import ERROR, UNREADABLE, MessageSource, in_thread
+from eric_sse_sql.streams.source import UNREADABLE, MessageSource, in_thread
 
-# The data of error events: a browser drops an event without data.
-UNDELIVERABLE = "a message can't be delivered"
-UNAVAILABLE = "the database can't be queried now; the stream goes on when it can be"
+UNAVAILABLE = "the database can't be queried now; the stream goes on when it can be"  # the data of an error event
 PAUSES = 0.1, 2.0  # seconds: the first and the longest pause after a failure, unless the watcher succeeds before
 
 logger = logging.getLogger("eric_sse_sql")
@@ -31,6 +32,8 @@ async def stream(
     is_open: Callable[[], bool],
     adapt: Callable[[MessageContract, str | None], Any],
     delay: Callable[[], float],
+    is_framed: bool = False,
+    heartbeat: float = math.inf,
 ) -> AsyncGenerator[Any, None]:
     """The events of a message source, until the stream is to end.
 
@@ -40,21 +43,32 @@ async def stream(
     :param is_open: False once the listener is stopped, or removed from its channel
     :param adapt: makes an event of a message and the id of the event; what it can't make is a ``RepositoryError``
     :param delay: seconds between two events
+    :param is_framed: whether messages are delivered as the frames that the source makes, neither adapted nor given to
+        the listener
+    :param heartbeat: seconds without an event after which a comment is delivered
     :raises RepositoryError: when ``adapt`` can't make the event of an error, and when the database is closed
     """
     if not listener.is_running():
         logger.warning("listener %s was not started: its stream ends at once; call listener.start() first", listener.id)
     database.background.poller.start()
     seconds, has_failed = PAUSES[0], False
+    silent_until = time.monotonic() + heartbeat
+
+    def is_silent() -> bool:
+        return is_open() and time.monotonic() < silent_until
+
     try:
         while is_open():
+            if time.monotonic() >= silent_until:
+                yield HEARTBEAT
+                silent_until = time.monotonic() + heartbeat
             item, message = source.next(), None
             try:
                 if item is None:
-                    await source.wait(is_open)
+                    await source.wait(is_silent)
                 else:
                     event_id = source.event_id(item)
-                    message = await _message(source, item, listener, database)
+                    message = await _message(source, item, listener, database, is_framed)
             except RepositoryError as error:
                 database.check_open()
                 database.background.outage.begin(source, error)
@@ -68,7 +82,8 @@ async def stream(
                 database.background.outage.end(source)
                 seconds, has_failed = PAUSES[0], False
             if message is not None:
-                yield event_of(message, event_id, adapt)
+                yield message if isinstance(message, bytes) else event_of(message, event_id, adapt)
+                silent_until = time.monotonic() + heartbeat
                 source.note_delivered(item)
                 seconds_between = delay()
                 if seconds_between or source.next() is not None:  # else the next wait lets other streams run
@@ -80,20 +95,22 @@ async def stream(
 
 
 async def _message(
-    source: MessageSource, item: Any, listener: MessageQueueListener, database: Database
-) -> MessageContract | None:
-    """The message of an item, after which the source goes on; one that reports an error, where the item can't be
-    delivered; None where the item is another stream's by now.
+    source: MessageSource, item: Any, listener: MessageQueueListener, database: Database, is_framed: bool
+) -> MessageContract | bytes | None:
+    """The message of an item or its frame, after which the source goes on; a message that reports an error, where the
+    item can't be delivered; None where the item is another stream's by now.
 
     :raises RepositoryError: when an item that can't be decoded can't be set aside, either
     """
     try:
-        message = source.decoded(item)
+        message = source.frame(item) if is_framed else source.decoded(item)
     except RepositoryError as error:
         await in_thread(database, source.set_aside, item, error)
         return Message(ERROR, UNREADABLE)
     if not source.advance(item):
         return None
+    if isinstance(message, bytes):
+        return message
     try:
         if source.is_for_listener(item):
             listener.on_message(message)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 from eric_sse.message import Message
@@ -14,6 +14,7 @@ from eric_sse_sql import Database, PickleCodec
 from eric_sse_sql.contract import ERIC_SSE_2_0
 from support.application import Notebook
 from support.catalog import rename_table
+from support.wire import Dispatched, dispatched
 
 if ERIC_SSE_2_0:
     pytest.skip("eric-sse 2.0 has no such channel", allow_module_level=True)
@@ -21,36 +22,6 @@ if ERIC_SSE_2_0:
 from sse_starlette.sse import EventSourceResponse
 
 from eric_sse_sql import SqlSSEChannelRepository
-
-
-class Dispatched(NamedTuple):
-    """An event that an EventSource dispatches to its page."""
-
-    type: str
-    data: str
-    last_event_id: str
-
-
-def dispatched(sent: str) -> list[Dispatched]:
-    """The events of a stream. One without a data line is dropped, whatever its type."""
-    events: list[Dispatched] = []
-    data: list[str] = []
-    kind = last = ""
-    for line in sent.replace("\r\n", "\n").replace("\r", "\n").split("\n"):
-        if not line:
-            if data:
-                events.append(Dispatched(kind or "message", "\n".join(data), last))
-            data, kind = [], ""
-            continue
-        field, _, value = line.partition(":")
-        value = value.removeprefix(" ")
-        if field == "data":
-            data.append(value)
-        elif field == "event":
-            kind = value
-        elif field == "id" and "\0" not in value:
-            last = value
-    return events
 
 
 @pytest.fixture
