@@ -30,7 +30,7 @@ LAYERS = (
     {"identity_map"},
     {"fanout"},
     {"channels"},
-    {"repositories"},
+    {"repositories", "starlette"},
     {"inmemory"},
     {"__init__"},
 )
