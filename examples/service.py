@@ -4,7 +4,7 @@ An example: it has NO authentication. Every client that reaches it can read, wri
 
 Two workers, in this folder, on a SQLite file or a Postgres database (`--workers 2` gives them one port):
 
-    pip install "eric_sse_sql[postgres]" starlette sse-starlette uvicorn
+    pip install "eric_sse_sql[postgres,starlette]" uvicorn
     export ERIC_SSE_SQL_URL=sqlite:////tmp/service.db  # or postgresql://user@host/name
     uvicorn service:app --port 8001 &
     uvicorn service:app --port 8002 &
@@ -24,11 +24,11 @@ Messages wait in the database until a stream takes them, whatever happens to the
 client when the client or the worker goes away is lost: delivery is at most once.
 
 The stream of a listener that is deleted, or whose channel is, ends in any worker, with an event of the type "gone". A
-browser's EventSource then comes back once, gets 400 or 404, and gives up. A listener without a stream for
+browser's EventSource then comes back once, gets 404, and gives up. A listener without a stream for
 ``FORGET_SECONDS``, a day by default, is deleted with its messages.
 
-Answers are JSON, errors too: 404 for an unknown channel, 400 for an unknown listener and for bad input, 503 when the
-database fails.
+Answers are JSON, errors too: 404 for an unknown channel, and for a stream of an unknown listener; 400 for an unknown
+listener otherwise, and for bad input; 503 when the database fails.
 """
 
 from __future__ import annotations
@@ -38,18 +38,17 @@ import logging
 import os
 import re
 from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
 
 from anyio import create_task_group, sleep
 from eric_sse.exception import InvalidListenerException, ItemNotFound, RepositoryError
-from eric_sse.listener import MessageQueueListener
 from eric_sse.message import Message
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
-from sse_starlette.sse import EventSourceResponse
 from starlette.applications import Starlette
+from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -57,18 +56,18 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from eric_sse_sql import Database, SqlSSEChannel, SqlSSEChannelRepository
+from eric_sse_sql.starlette import sse_response
 
 RETRY_MILLISECONDS = 1_000  # after which a browser that lost its stream comes back
 IDENTIFIER = re.compile(r"[A-Za-z0-9._~-]{1,64}")  # what a URL takes as it is
 MAX_BODY_BYTES, MAX_TYPE_CHARACTERS = 1 << 20, 64
 # Longer than some minutes: the database is told every half minute which streams are open.
 FORGET_AFTER = timedelta(seconds=float(os.environ.get("FORGET_SECONDS", 24 * 60 * 60)))
-GONE = {"event": "gone", "data": json.dumps("the listener is deleted")}
 OVERVIEW = text("SELECT channel_id, connections, streaming, pending_messages FROM sse_channel_overview")
 
 logger = logging.getLogger("uvicorn.error")  # the one that uvicorn shows
 # All that a worker keeps. A channel is loaded for each request: by one statement, without its listeners.
-database = Database(os.environ["ERIC_SSE_SQL_URL"])
+database = Database(os.environ["ERIC_SSE_SQL_URL"], messages="json")
 repository = SqlSSEChannelRepository(database)
 
 
@@ -165,21 +164,10 @@ async def dispatch(request: Request) -> Response:
 
 
 def stream(request: Request) -> Response:
-    channel = channel_of(request)
-    listener = channel.get_listener(identifier(request, "listener_id"))
-    listener.start()
-    return EventSourceResponse(events(channel, listener))
-
-
-async def events(channel: SqlSSEChannel, listener: MessageQueueListener) -> AsyncIterator[dict[str, Any]]:
-    """The events of a listener, their data in JSON, until its client goes away or it is deleted."""
-    try:
-        async with aclosing(channel.message_stream(listener)) as messages:
-            async for event in messages:
-                yield {**event, "data": json.dumps(event["data"], default=str)}
-        yield GONE
-    finally:
-        logger.info("The stream of listener %s has ended", listener.id)
+    listener_id = identifier(request, "listener_id")
+    response = sse_response(channel_of(request), listener_id, request)
+    response.background = BackgroundTask(logger.info, "The stream of listener %s has ended", listener_id)
+    return response
 
 
 def delete_listener(request: Request) -> Response:
@@ -226,8 +214,8 @@ def unknown_listener(_: Request, error: InvalidListenerException) -> Response:
 
 
 def database_failed(_: Request, error: Exception) -> Response:
-    if isinstance(error.__cause__, RecursionError):
-        return JSONResponse({"message": "the payload is nested too deeply"}, 400)
+    if isinstance(error.__cause__, (RecursionError, ValueError)):
+        return JSONResponse({"message": "the payload is nested too deeply, or has a lone surrogate"}, 400)
     logger.error("%s", error, exc_info=error)  # for the operator: it may name tables and servers
     return JSONResponse({"message": "the database failed; try again later"}, 503)
 
