@@ -31,12 +31,14 @@ class Crowd:
 
     :param listeners: how many there are
     :param way: a key of ``REPLAY_SECONDS``
+    :param messages: the format in which they are stored
     """
 
     location: Location
     channel_id: str
     listeners: int
     way: str
+    messages: str = "pickle"
 
     def persist(self) -> None:
         """Store the channel and its listeners, and broadcast a first message: a stream is open when it has that."""
@@ -52,7 +54,7 @@ class Crowd:
     @contextmanager
     def opened(self) -> Iterator[Database]:
         """Open the database, and close it when the block ends."""
-        database = self.location.open()
+        database = self.location.open(self.messages)
         try:
             yield database
         finally:
@@ -60,7 +62,7 @@ class Crowd:
 
     def sender(self) -> Callable[[str | None], None]:
         """A function that dispatches a message to a listener, or broadcasts one when it gets None."""
-        channel = SqlSSEChannelRepository(self.location.open()).load_one(self.channel_id)
+        channel = SqlSSEChannelRepository(self.location.open(self.messages)).load_one(self.channel_id)
 
         def send(listener: str | None) -> None:
             if listener is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import multiprocessing
@@ -10,20 +11,27 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, aclosing, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from benchmarks.fanout.crowd import Browser, Crowd
+from benchmarks.fanout.crowd import Crowd
 from benchmarks.harness.optional_peers import PeerMissing, import_peer
 from benchmarks.harness.sample_data import new_message
+from benchmarks.streams.stream_locations import listener_id
 from eric_sse_sql import SqlSSEChannelRepository
 
 HOST = "127.0.0.1"
 START_SECONDS = 30
+# As large as an event of eric_sse_sql with an id.
+CONSTANT_BYTES = (
+    b"id: 0123456789abcdef0123456789abcdef-1-1764166453123456\nevent: chat\ndata: "
+    + json.dumps(new_message(0).payload, separators=(",", ":")).encode()
+    + b"\n\n"
+)
 NCHAN_MODULE = Path("/usr/lib/nginx/modules/ngx_nchan_module.so")  # of Debian's package libnginx-mod-nchan
 NCHAN_CONFIGURATION = """\
 load_module {module};
@@ -80,21 +88,37 @@ class UvicornServer:
 
     crowd: Crowd
 
-    @contextmanager
-    def running(self) -> Iterator[Running]:
-        port = free_port()
-        process = multiprocessing.get_context("spawn").Process(target=_serve, args=(self.crowd, port), daemon=True)
-        process.start()
-        assert process.pid is not None
-        try:
-            await_port(port)
-            yield Running(port, [process.pid])
-        finally:
-            process.kill()  # uvicorn would wait for the streams to end
-            process.join()
+    def running(self) -> AbstractContextManager[Running]:
+        return _worker(_serve, self.crowd)
 
     def sender(self, port: int) -> Callable[[None], object]:
         return self.crowd.sender()
+
+
+@dataclass(frozen=True)
+class ConstantServer:
+    """An application on ASGI alone that writes constant bytes, with one worker of uvicorn."""
+
+    def running(self) -> AbstractContextManager[Running]:
+        return _worker(_serve_constant)
+
+    def sender(self, port: int) -> Callable[[None], object]:
+        return partial(_publish, http.client.HTTPConnection(HOST, port))
+
+
+@contextmanager
+def _worker(serve: Callable[..., None], *arguments: object) -> Iterator[Running]:
+    """Run a function that serves on a port in a process."""
+    port = free_port()
+    process = multiprocessing.get_context("spawn").Process(target=serve, args=(*arguments, port), daemon=True)
+    process.start()
+    assert process.pid is not None
+    try:
+        await_port(port)
+        yield Running(port, [process.pid])
+    finally:
+        process.kill()  # uvicorn would wait for the streams to end
+        process.join()
 
 
 @dataclass(frozen=True)
@@ -167,24 +191,41 @@ def await_port(port: int) -> None:
 
 def _serve(crowd: Crowd, port: int) -> None:
     """Run uvicorn. Each request loads the channel and its listener in a thread, as one of an application does."""
-    routing, concurrency = import_peer("starlette.routing"), import_peer("starlette.concurrency")
-    response = import_peer("sse_starlette.sse").EventSourceResponse
-    repository = SqlSSEChannelRepository(crowd.location.open())
+    routing = import_peer("starlette.routing")
+    sse_response = import_peer("eric_sse_sql.starlette").sse_response
+    repository = SqlSSEChannelRepository(crowd.location.open(crowd.messages))
 
-    async def stream(request: Any) -> Any:
-        browser = await concurrency.run_in_threadpool(
-            Browser.load, repository, crowd.channel_id, int(request.path_params["number"])
-        )
-        return response(_events(browser))
+    def stream(request: Any) -> Any:
+        channel = repository.load_one(crowd.channel_id)
+        return sse_response(channel, listener_id(int(request.path_params["number"])), request)
 
     application = import_peer("starlette.applications").Starlette(routes=[routing.Route("/stream/{number}", stream)])
     import_peer("uvicorn").run(application, host=HOST, port=port, log_level="error", backlog=4096)
 
 
-async def _events(browser: Browser) -> AsyncIterator[dict[str, Any]]:
-    async with aclosing(browser.events()) as events:
-        async for event in events:
-            yield {**event, "data": json.dumps(event["data"])}
+class _ConstantBytes:
+    """An ASGI application that writes the same bytes to all open responses: when they begin, and for each POST."""
+
+    def __init__(self) -> None:
+        self._asked = asyncio.Event()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["method"] == "POST":
+            self._asked.set()
+            self._asked = asyncio.Event()
+            await send({"type": "http.response.start", "status": 204, "headers": []})
+            await send({"type": "http.response.body", "body": b""})
+            return
+        headers = [(b"content-type", b"text/event-stream; charset=utf-8")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        while True:
+            asked = self._asked
+            await send({"type": "http.response.body", "body": CONSTANT_BYTES, "more_body": True})
+            await asked.wait()
+
+
+def _serve_constant(port: int) -> None:
+    import_peer("uvicorn").run(_ConstantBytes(), host=HOST, port=port, log_level="error", backlog=4096, lifespan="off")
 
 
 def _publish(connection: http.client.HTTPConnection, _: None) -> None:

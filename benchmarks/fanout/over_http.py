@@ -6,18 +6,18 @@ import asyncio
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from functools import partial
 from typing import NamedTuple
 
 from benchmarks.fanout.arrivals import Arrivals, Clocks
 from benchmarks.fanout.crowd import LOG, REPLAY_SECONDS, Crowd
-from benchmarks.fanout.http_servers import HOST, HttpServer
+from benchmarks.fanout.http_servers import HOST, ConstantServer, HttpServer, Running
 from benchmarks.harness import goals
 from benchmarks.harness.cpu_affinity import on_any_core
 from benchmarks.harness.figures import OURS, Figure
-from benchmarks.harness.remote_calls import remote_function
+from benchmarks.harness.remote_calls import RemoteFunction, remote_function
 from benchmarks.harness.suite import Bench
 from benchmarks.harness.worker_processes import run_in_process
 
@@ -40,7 +40,7 @@ class HttpCost(NamedTuple):
 
 
 def over_http(bench: Bench) -> Iterator[Figure]:
-    """The servers after one another; each has the machine for itself."""
+    """The servers of a table are measured in turns, and share the machine with the clients alone."""
     sizes, database = bench.sizes, bench.backend.name
     uvicorn, nchan = bench.peers.get(goals.UVICORN), bench.peers.get(goals.NCHAN)
     if uvicorn is None:
@@ -48,49 +48,79 @@ def over_http(bench: Bench) -> Iterator[Figure]:
     with ExitStack() as stack:
         backend = stack.enter_context(bench.backend.for_many_processes())
         stack.enter_context(on_any_core())
-        beside = {goals.NCHAN: _cost(nchan(), sizes.http_clients, sizes.http_broadcasts)} if nchan else {}
         for way in REPLAY_SECONDS:
-            crowd = Crowd(backend.create(), "crowd", sizes.http_clients, way)
+            crowd = Crowd(backend.create(), "crowd", sizes.http_clients, way, "json")
             crowd.persist()
-            costs = {OURS: _cost(uvicorn(crowd), sizes.http_clients, sizes.http_broadcasts)}
-            costs |= beside if way == LOG else {}
+            servers: dict[str, HttpServer] = {OURS: uvicorn(crowd), goals.CONSTANT: ConstantServer()}
+            if nchan and way == LOG:
+                servers[goals.NCHAN] = nchan()
+            costs = run_in_process(_measure, servers, sizes.http_clients, sizes.http_broadcasts)
             what = f"broadcast over HTTP to {sizes.http_clients:,} clients, {way}"
             yield Figure(database, f"{what}: last delivery", {name: each.wall for name, each in costs.items()})
-            yield Figure(database, f"{what}: CPU of the server", {name: each.cpu for name, each in costs.items()})
+            cpu = {name: each.cpu for name, each in costs.items()}
+            ratios = {OURS: cpu[OURS] / cpu[goals.CONSTANT]}
+            goal = goals.HTTP_CPU if way == LOG else None
+            yield Figure(database, f"{what}: CPU of the server, to {goals.CONSTANT}", cpu, ratios, goal)
 
 
-def _cost(server: HttpServer, clients: int, samples: int) -> HttpCost:
-    return run_in_process(_measure, server, clients, samples)
+def _measure(servers: Mapping[str, HttpServer], clients: int, samples: int) -> dict[str, HttpCost]:
+    return asyncio.run(_in_turns(servers, clients, samples))
 
 
-def _measure(server: HttpServer, clients: int, samples: int) -> HttpCost:
-    return asyncio.run(_broadcast(server, clients, samples))
+async def _in_turns(servers: Mapping[str, HttpServer], count: int, samples: int) -> dict[str, HttpCost]:
+    """Broadcast on one server after the other, again and again."""
+    async with AsyncExitStack() as stack:
+        crowds = {name: await stack.enter_async_context(_connected(each, count)) for name, each in servers.items()}
+        for number in range(WARM_UP + samples):
+            for clients in crowds.values():
+                if number == WARM_UP:
+                    clients.begin()
+                await asyncio.sleep(random.uniform(*PAUSES))
+                await clients.broadcast()
+        return {name: clients.cost() for name, clients in crowds.items()}
 
 
-async def _broadcast(server: HttpServer, count: int, samples: int) -> HttpCost:
-    arrivals = Arrivals()
-    arrivals.expect(count)
-    walls: list[float] = []
-    cpu = 0.0
+class _Clients:
+    """The clients of a server, and what the broadcasts to them have taken."""
+
+    def __init__(self, count: int, running: Running, broadcast: RemoteFunction) -> None:
+        self.arrivals = Arrivals()
+        self._count = count
+        self._running = running
+        self._broadcast = broadcast
+        self.begin()
+
+    def begin(self) -> None:
+        """Measure from now on."""
+        self._walls: list[float] = []
+        self._cpu = cpu_seconds(self._running.pids)
+
+    async def broadcast(self) -> None:
+        self.arrivals.expect(self._count)
+        sent = Clocks.now()
+        self._broadcast.request(None)
+        self._walls.append((await self.arrivals.wait(ARRIVAL_SECONDS)).since(sent).wall)
+
+    def cost(self) -> HttpCost:
+        cpu = cpu_seconds(self._running.pids) - self._cpu
+        return HttpCost(statistics.median(self._walls), cpu / len(self._walls))
+
+
+@asynccontextmanager
+async def _connected(server: HttpServer, count: int) -> AsyncIterator[_Clients]:
+    """Clients of a server that runs while the block runs. Each has its first event."""
     loop = asyncio.get_running_loop()
     with server.running() as running, remote_function(partial(server.sender, running.port)) as broadcast:
-        clients = [
-            (await loop.create_connection(partial(EventSource, number, arrivals.note), HOST, running.port))[0]
+        clients = _Clients(count, running, broadcast)
+        clients.arrivals.expect(count)
+        connections = [
+            (await loop.create_connection(partial(EventSource, number, clients.arrivals.note), HOST, running.port))[0]
             for number in range(count)
         ]
-        await arrivals.wait(ARRIVAL_SECONDS)
-        for number in range(WARM_UP + samples):
-            await asyncio.sleep(random.uniform(*PAUSES))
-            if number == WARM_UP:
-                cpu = cpu_seconds(running.pids)
-            arrivals.expect(count)
-            sent = Clocks.now()
-            broadcast.request(None)
-            walls.append((await arrivals.wait(ARRIVAL_SECONDS)).since(sent).wall)
-        cpu = cpu_seconds(running.pids) - cpu
-        for client in clients:
-            client.abort()
-    return HttpCost(statistics.median(walls[WARM_UP:]), cpu / samples)
+        await clients.arrivals.wait(ARRIVAL_SECONDS)
+        yield clients
+        for connection in connections:
+            connection.abort()
 
 
 class EventSource(asyncio.Protocol):

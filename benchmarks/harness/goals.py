@@ -158,6 +158,7 @@ REDIS_PUBSUB = "Redis pub/sub, asyncio queues"
 IN_MEMORY = "eric-sse in memory"
 UVICORN = "eric_sse_sql on uvicorn"
 NCHAN = "nginx with nchan"
+CONSTANT = "constant bytes on uvicorn"
 
 FANOUT_PEERS = (REDIS_STREAM, REDIS_PUBSUB, IN_MEMORY)
 MOST_STREAMS: Mapping[str, int] = {REDIS_STREAM: 1_000}  # with more, a poll of all streams takes seconds
@@ -170,6 +171,7 @@ OPENING_GROWTH = Goal(1.3, 1.1)
 OPENING = Goal(10)  # seconds
 STREAM_MEMORY = Goal(20, 10)  # kB
 FANOUT: Mapping[str, Goal] = {"log": Goal(3, 1.5), "queues": Goal(8, 4)}  # to asyncio alone
+HTTP_CPU = Goal(1.5, 1.2)  # to constant bytes on uvicorn
 AHEAD = _FASTER
 CPU_OF_MANY_IDLE = Goal(2)  # percent of a core
 STATEMENTS_OF_OTHERS = Goal(2)  # per second

@@ -39,9 +39,12 @@ class Location:
         """The SQLite file."""
         return Path(str(self.url.database))
 
-    def open(self) -> Database:
-        """Open it with the URL."""
-        return self._configured(Database(self.url))
+    def open(self, messages: str = "pickle") -> Database:
+        """Open it with the URL.
+
+        :param messages: the format in which they are stored
+        """
+        return self._configured(Database(self.url, messages=messages))
 
     def open_without_notifications(self) -> Database:
         """Open it with the URL; pushes do not notify other processes."""
