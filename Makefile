@@ -6,7 +6,7 @@ READY := .venv/.dev
 # Interpreters that pyenv keeps off the PATH.
 PYENV_BINS := $(subst $(eval) ,:,$(wildcard $(HOME)/.pyenv/versions/3.1*/bin))
 
-.PHONY: help demo live test lint coverage bench torture test-matrix test-legs clean
+.PHONY: help demo live test lint docs coverage bench torture test-matrix test-legs clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -37,6 +37,9 @@ lint: $(READY) ## style and types alone
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: .venv/.docs ## HTML in build/docs, from docs/ and the docstrings; ARGS="-b linkcheck" asks for external links
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --fresh-env --quiet docs build/docs $(ARGS)
 
 coverage: $(READY) ## which lines and branches the tests reach
 	$(BIN)/coverage run -m pytest $(ARGS)
