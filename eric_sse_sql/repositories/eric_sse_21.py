@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from abc import ABC
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from typing import Any, Generic
 
 from eric_sse.connection import Connection, ConnectionsFactory
 from eric_sse.entities import AbstractChannel
@@ -17,6 +17,7 @@ from eric_sse.interfaces import (
 from eric_sse.listener import MessageQueueListener
 from eric_sse.queues import Queue
 from eric_sse.repository import AbstractChannelRepository
+from typing_extensions import TypeVar  # that of typing has a default from Python 3.13 on
 
 from eric_sse_sql.arguments import validate_type
 from eric_sse_sql.channels import SqlChannel, SqlSSEChannel
@@ -28,6 +29,9 @@ from eric_sse_sql.keys import validate_key
 from eric_sse_sql.queues import SqlConnectionsFactory
 from eric_sse_sql.repositories.store import ConnectionKeyedStore, record_of, registered
 from eric_sse_sql.sql import connections as sql
+
+#: The class of a repository's channels.
+ChannelT = TypeVar("ChannelT", bound=AbstractChannel, default=AbstractChannel)
 
 _ONE_CLASS = (
     "load a channel with the repository of its class, and keep channels of several classes in a database or schema for "
@@ -142,8 +146,10 @@ class SqlConnectionsRepository(ConnectionRepositoryInterface):
         self._store.delete_connection_in(channel_id, connection_id)
 
 
-class AbstractSqlChannelRepository(AbstractChannelRepository, ABC):
+class AbstractSqlChannelRepository(AbstractChannelRepository, ABC, Generic[ChannelT]):
     """Channels of an application's own type, with their connections: needs ``create`` and ``_channel_to_dict``.
+
+    For a type checker, name the class of the channels: ``class Rooms(AbstractSqlChannelRepository[Room])``.
 
     A channel is stored as the dictionary that ``_channel_to_dict`` makes of it, and comes back as what ``create`` makes
     of that. Each call is atomic, and a constant number of statements.
@@ -169,12 +175,19 @@ class AbstractSqlChannelRepository(AbstractChannelRepository, ABC):
         """The connections of the channels."""
         return self._connections_repository
 
-    def load_all(self) -> Iterable[AbstractChannel]:
+    @abstractmethod
+    def create(self, channel_data: dict[str, Any]) -> ChannelT:
+        """A new channel, which is not persisted yet.
+
+        :param channel_data: what ``_channel_to_dict`` returns, or what the application gives
+        """
+
+    def load_all(self) -> Iterator[ChannelT]:
         """All channels, ordered by id: a statement for each hundred. Those that don't derive from :class:`SqlChannel`
         have their connections registered, with a statement each."""
         return map(self._loaded, self._store.channels_alone())
 
-    def load_one(self, channel_id: str) -> AbstractChannel:
+    def load_one(self, channel_id: str) -> ChannelT:
         """The channel of an id. One statement; a channel that does not derive from :class:`SqlChannel` has its
         connections registered, with another one.
 
@@ -210,7 +223,7 @@ class AbstractSqlChannelRepository(AbstractChannelRepository, ABC):
         """
         self._store.delete_channel(channel_id)
 
-    def _loaded(self, stored: Any) -> AbstractChannel:
+    def _loaded(self, stored: Any) -> ChannelT:
         if not isinstance(stored, dict):
             raise RepositoryError("the channel was stored by ChannelRepository; load it with that")
         channel = self._created(stored, _ONE_CLASS)
@@ -233,7 +246,7 @@ class AbstractSqlChannelRepository(AbstractChannelRepository, ABC):
             raise RepositoryError(f"create() makes a channel with another id of what {name} returns; add channel_id")
         return stored
 
-    def _created(self, stored: dict[str, Any], advice: str) -> AbstractChannel:
+    def _created(self, stored: dict[str, Any], advice: str) -> ChannelT:
         """The channel that ``create`` makes.
 
         :param advice: what to do where it makes none
@@ -242,11 +255,11 @@ class AbstractSqlChannelRepository(AbstractChannelRepository, ABC):
         name = f"{class_path(type(self))}.create()"
         with application_errors(name, advice):
             channel = self.create(stored)
-        channel = validate_type(f"what {name} returns", channel, AbstractChannel)
+        validate_type(f"what {name} returns", channel, AbstractChannel)
         return channel
 
 
-class SqlSSEChannelRepository(AbstractSqlChannelRepository):
+class SqlSSEChannelRepository(AbstractSqlChannelRepository[SqlSSEChannel]):
     """Channels of server-sent events, with their connections.
 
     :param database: where the channels are: all those of the database
