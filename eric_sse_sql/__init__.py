@@ -15,6 +15,8 @@ from eric_sse_sql.repositories import (
 )
 from eric_sse_sql.storage import SqlStorageEngine
 
+__version__ = "0.2.0.dev0"
+
 __all__ = [
     "BlockingSqlQueue",
     "ChannelRepository",
