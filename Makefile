@@ -15,6 +15,7 @@ help: ## this list
 $(PACKAGE): pyproject.toml $(wildcard migrations/*.py)
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade 'pip>=25.1'
+	$(BIN)/pip uninstall --quiet --quiet --yes setuptools  # 10 MB that older Pythons bring, and nothing here needs
 	$(BIN)/pip install --quiet --editable .
 	touch $@
 
