@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import timedelta
 from functools import partial
@@ -14,7 +14,7 @@ from eric_sse.exception import RepositoryError
 from sqlalchemy import URL, Connection, Engine
 from sqlalchemy.orm import Session, scoped_session
 
-from eric_sse_sql.arguments import kind_of, validate_schema, validate_type
+from eric_sse_sql.arguments import kind_of, validate_number, validate_schema, validate_type
 from eric_sse_sql.codec import PersistentReference, PickleCodec
 from eric_sse_sql.errors import repository_errors
 from eric_sse_sql.execution import fork
@@ -25,6 +25,7 @@ from eric_sse_sql.execution.options import check_engine_options
 from eric_sse_sql.execution.statement import Statement
 from eric_sse_sql.message_codec import PICKLE, MessageCodec
 from eric_sse_sql.sql import connections, events, message_ids, messages, pruning
+from eric_sse_sql.sql.messages import SetAsideMessage
 from eric_sse_sql.wakeups.background import Background, background_of
 from eric_sse_sql.wakeups.expiry import EXPIRED_PAGE, expire
 from eric_sse_sql.wakeups.publisher import Publisher
@@ -32,6 +33,7 @@ from eric_sse_sql.wakeups.watcher import QueueWatcher
 
 _HEAD = "leave it out for the newest one"
 PRUNE_ROWS = 1000  # deleted by one statement of prune(), at most
+LISTED_ROWS = 1000  # of one statement of list_set_aside(), at most
 LEAST_NUMBER = 1 - 2**63  # below that of each message that was set aside; -2**63 is no literal of Postgres
 MAX_AGE = timedelta(days=365_000)  # within what both databases can subtract from their clocks
 
@@ -230,7 +232,13 @@ class Database(PersistentReference):
 
     # Housekeeping
 
-    def prune(self, older_than: timedelta, *, unseen_for: timedelta | None = None) -> Pruned:
+    def prune(
+        self,
+        older_than: timedelta,
+        *,
+        unseen_for: timedelta | None = None,
+        on_progress: Callable[[int], None] | None = None,
+    ) -> Pruned:
         """Delete rows that no connection owns any more and, on request, connections without a live stream.
 
         Messages of queues that no connection has and that ``QueueRepository`` has not stored are deleted: those pushed
@@ -247,6 +255,7 @@ class Database(PersistentReference):
             persisted after the first message, and the id of a message is remembered. From 0 to 365,000 days
         :param unseen_for: how long no stream of a connection was alive, or, of one that was never streamed, how long it
             is stored; such connections are deleted with their messages, listeners and queues. By default, none are
+        :param on_progress: called after each transaction, with the number of rows deleted by it
         :returns: how many rows were deleted
         :raises RepositoryError: for an age out of range, inside :meth:`transaction` or :meth:`join`, and for any fault
             of the database
@@ -255,14 +264,45 @@ class Database(PersistentReference):
         unseen = None if unseen_for is None else self._age("unseen_for", unseen_for)
         if self.in_transaction():
             raise RepositoryError("prune() runs many transactions; call it outside of transaction() and join()")
+
+        def total(pages: Iterable[int]) -> int:
+            deleted = 0
+            for page in pages:
+                deleted += page
+                if on_progress is not None:
+                    on_progress(page)
+            return deleted
+
         with repository_errors("the database can't be pruned"):
-            gone = 0 if unseen is None else self._prune_connections(unseen)
-            orphans = self._prune_rows(pruning.MESSAGES, age, 0)
-            set_aside = self._prune_rows(pruning.SET_ASIDE, age, LEAST_NUMBER)
-            expired = self._prune_events()
-            self._prune_rows(pruning.LOGS, age, "")
-            forgotten = self._prune_message_ids(age)
+            gone = 0 if unseen is None else total(self._prune_connections(unseen))
+            orphans = total(self._prune_rows(pruning.MESSAGES, age, 0))
+            set_aside = total(self._prune_rows(pruning.SET_ASIDE, age, LEAST_NUMBER))
+            expired = total(self._prune_events())
+            total(self._prune_rows(pruning.LOGS, age, ""))
+            forgotten = total(self._prune_message_ids(age))
         return Pruned(orphans, gone, set_aside, expired, forgotten)
+
+    def count_prunable(self, older_than: timedelta, *, unseen_for: timedelta | None = None) -> Pruned:
+        """How many rows :meth:`prune` would delete now. It changes nothing.
+
+        :param older_than: as for :meth:`prune`
+        :param unseen_for: as for :meth:`prune`
+        :raises RepositoryError: for an age out of range, and for any fault of the database
+        """
+        age = self._age("older_than", older_than)
+        unseen = None if unseen_for is None else self._age("unseen_for", unseen_for)
+
+        def count(statement: Statement, **parameters: Any) -> int:
+            return int(self.executor.run(statement, **parameters)[0][0])
+
+        with repository_errors("the rows can't be counted"):
+            return Pruned(
+                messages=count(pruning.COUNT_MESSAGES, age=age),
+                connections=0 if unseen is None else count(connections.COUNT_UNSEEN, age=unseen),
+                set_aside=count(pruning.COUNT_SET_ASIDE, age=age),
+                events=count(events.COUNT_EXPIRED),
+                message_ids=count(message_ids.COUNT_OLD, age=age),
+            )
 
     def _age(self, name: str, age: timedelta) -> Any:
         validate_type(name, age, timedelta, "write timedelta(days=7), for example")
@@ -270,33 +310,30 @@ class Database(PersistentReference):
             raise RepositoryError(f"{name} must be from 0 to {MAX_AGE.days:,} days") from ValueError(age)
         return self.executor.dialect.seconds_value(-age.total_seconds())
 
-    def _prune_rows(self, statement: Statement, age: Any, first: int | str) -> int:
+    def _prune_rows(self, statement: Statement, age: Any, first: int | str) -> Iterator[int]:
         def delete(after: Any) -> list[Any]:
             run = partial(self.executor.run, statement, age=age, after=after, count=PRUNE_ROWS)
             return [key for (key,) in self.run_in_transaction(run)]
 
-        return sum(map(len, _pages(delete, first)))
+        return map(len, _pages(delete, first))
 
-    def _prune_message_ids(self, age: Any) -> int:
+    def _prune_message_ids(self, age: Any) -> Iterator[int]:
         forget = partial(self.executor.run, message_ids.FORGET, age=age, count=PRUNE_ROWS)
-        return sum(map(len, _pages(lambda _: [key for (key,) in self.run_in_transaction(forget)], "")))
+        return map(len, _pages(lambda _: [key for (key,) in self.run_in_transaction(forget)], ""))
 
-    def _prune_events(self) -> int:
+    def _prune_events(self) -> Iterator[int]:
         def find(after: Any) -> list[Any]:
             return [key for (key,) in self.executor.run(events.WITH_EXPIRED, after=after, count=PRUNE_ROWS)]
 
-        deleted = 0
         for page in _pages(find, ""):
             for channel_id in page:
                 expired = EXPIRED_PAGE
                 while expired == EXPIRED_PAGE:
                     expired = expire(self.executor, channel_id)
-                    deleted += expired
-        return deleted
+                    yield expired
 
-    def _prune_connections(self, age: Any) -> int:
-        pages = _pages(lambda after: self.run_in_transaction(partial(self._prune_page, age, after)), "")
-        return sum(map(len, pages))
+    def _prune_connections(self, age: Any) -> Iterator[int]:
+        return map(len, _pages(lambda after: self.run_in_transaction(partial(self._prune_page, age, after)), ""))
 
     def _prune_page(self, age: Any, after: str) -> list[str]:
         found = self.executor.run(connections.UNSEEN, age=age, after=after, count=PRUNE_ROWS)
@@ -326,6 +363,30 @@ class Database(PersistentReference):
             self.executor.run_all((messages.RETRY_SET_ASIDE, messages.RETRY_AT_END, messages.DELETE_SET_ASIDE), ids=ids)
             self.executor.transactions.after_commit(self.watcher.forget_heads)
             return len(found)
+
+    def list_set_aside(self, after: int = LEAST_NUMBER, count: int = 100) -> list[SetAsideMessage]:
+        """Messages that were set aside: a page of them, by id. One statement; nothing is decoded.
+
+        :param after: the id after which the page begins
+        :param count: how many: from 1 to 1,000
+        """
+        validate_number("after", after, LEAST_NUMBER, -LEAST_NUMBER, whole=True)
+        validate_number("count", count, 1, LISTED_ROWS, whole=True)
+        with repository_errors("the messages that were set aside can't be listed"):
+            rows = self.executor.run(messages.LIST_SET_ASIDE, after=after, count=count)
+            return list(map(SetAsideMessage._make, rows))
+
+    def delete_set_aside(self, ids: Iterable[int] | None = None) -> int:
+        """Delete messages that were set aside, for good. One statement.
+
+        :param ids: of the messages; by default all
+        :returns: how many there were
+        """
+        with repository_errors("the messages that were set aside can't be deleted"), self.transaction():
+            if ids is None:
+                return self.executor.change(messages.DELETE_ALL_SET_ASIDE)
+            values = [str(each) for each in validate_type("ids", ids, Iterable)]
+            return self.executor.change(messages.DELETE_SET_ASIDE, ids=self.executor.dialect.list_value(values))
 
     # Life
 

@@ -144,3 +144,19 @@ def test_setting_aside_in_a_transaction_is_rolled_back_with_it(
         repaired = text("UPDATE sse_messages SET message = :blob WHERE message = :damaged")
         connection.execute(repaired, {"blob": good, "damaged": b"damaged"})
     assert drain(queue) == [0, 1]
+
+
+def test_messages_that_were_set_aside_are_listed_in_pages_and_deleted(database: Database) -> None:
+    queue = SqlQueue(database, "queue")
+    queue.push_many(Message("m", n) for n in range(3))
+    for number in range(3):
+        damage(database, number)
+    assert drain(queue) == []
+    first, second, third = database.list_set_aside()
+    assert (first.queue_id, first.message_type, first.head) == ("queue", "m", b"damaged")
+    assert "damaged" in first.reason
+    assert 0 <= first.age_seconds < 60
+    assert [each.id for each in database.list_set_aside(first.id, 1)] == [second.id]
+    assert database.delete_set_aside([second.id, -5]) == 1
+    assert [each.id for each in database.list_set_aside()] == [first.id, third.id]
+    assert (database.delete_set_aside(), database.delete_set_aside(), database.list_set_aside()) == (2, 0, [])

@@ -97,6 +97,9 @@ class Dialect(Protocol):
     def seconds_ago(self, seconds: Any) -> Construct:
         """The clock of the database at the start of the statement, less a number of seconds in a column."""
 
+    def seconds_since(self, moment: Any) -> Construct:
+        """The whole seconds from a moment to the start of the statement, on the clock of the database."""
+
     def timestamp_text(self, moment: Any) -> Construct:
         """A moment as text that every session writes in the same way, and reads back as the same moment."""
 

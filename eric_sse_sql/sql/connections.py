@@ -163,9 +163,16 @@ def _missing(sql: Dialect) -> Construct:
 
 def _unseen(sql: Dialect) -> Construct:
     """Connections of which no stream was alive for a time: a page of them, by id."""
-    seen = func.coalesce(ConnectionRow.seen_at, ConnectionRow.created_at)
-    page = select(ConnectionRow.id).where(ConnectionRow.id > bindparam("after"), seen < sql.now("age"))
+    page = select(ConnectionRow.id).where(ConnectionRow.id > bindparam("after"), _is_unseen(sql))
     return page.order_by(ConnectionRow.id).limit(bindparam("count"))
+
+
+def _count_unseen(sql: Dialect) -> Construct:
+    return select(func.count()).select_from(ConnectionRow).where(_is_unseen(sql))
+
+
+def _is_unseen(sql: Dialect) -> Construct:
+    return func.coalesce(ConnectionRow.seen_at, ConnectionRow.created_at) < sql.now("age")
 
 
 def _of_channels(sql: Dialect) -> Construct:
@@ -218,6 +225,7 @@ QUEUE_IDS = Statement(_queue_ids)
 MARK_SEEN = Statement(_mark_seen)
 MISSING = Statement(_missing)
 UNSEEN = Statement(_unseen)
+COUNT_UNSEEN = Statement(_count_unseen)
 CHANNEL_ALONE = Statement(_channel_alone)
 OF_CHANNEL = Statement(_of_channel)
 OF_CHANNELS = Statement(_of_channels)

@@ -296,6 +296,13 @@ def _with_expired(sql: Dialect) -> Construct:
     return rows.order_by(EventLogRow.channel_id).limit(bindparam("count"))
 
 
+def _count_expired(sql: Dialect) -> Construct:
+    """How many events of all logs were kept long enough."""
+    is_expired = EventRow.created_at < sql.seconds_ago(EventLogRow.replay_seconds)
+    log = EventLogRow.channel_id == EventRow.channel_id
+    return select(func.count()).select_from(EventRow).join(EventLogRow, log).where(is_expired)
+
+
 APPEND = NotifyingStatement.returning(_append)
 APPEND_DISPATCH = NotifyingStatement.returning(_append_dispatch)
 OPEN_LOG = Statement(_open_log)
@@ -313,3 +320,4 @@ EXPIRE = Statement(_expire)
 LOCK_LOG = Statement(_lock_log)
 TRIM = Statement(_trim)
 WITH_EXPIRED = Statement(_with_expired)
+COUNT_EXPIRED = Statement(_count_expired)

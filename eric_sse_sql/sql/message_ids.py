@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import bindparam, delete, select, true, tuple_
+from sqlalchemy import bindparam, delete, func, select, true, tuple_
 
 from eric_sse_sql.execution.dialect import Construct, Dialect
 from eric_sse_sql.execution.statement import Statement
@@ -25,10 +25,19 @@ def _remember(sql: Dialect) -> Construct:
 
 def _forget(sql: Dialect) -> Construct:
     """Delete the oldest ids, so many at most, that were inserted long enough ago."""
-    old = select(*_KEY).where(MessageIdRow.created_at < sql.now("age"))
-    page = old.order_by(MessageIdRow.created_at).limit(bindparam("count"))
+    page = select(*_KEY).where(_is_old(sql)).order_by(MessageIdRow.created_at).limit(bindparam("count"))
     return delete(MessageIdRow).where(tuple_(*_KEY).in_(page)).returning(MessageIdRow.owner_id)
+
+
+def _is_old(sql: Dialect) -> Construct:
+    return MessageIdRow.created_at < sql.now("age")
+
+
+def _count_old(sql: Dialect) -> Construct:
+    """How many ids would be forgotten."""
+    return select(func.count()).select_from(MessageIdRow).where(_is_old(sql))
 
 
 REMEMBER = Statement(_remember)
 FORGET = Statement(_forget)
+COUNT_OLD = Statement(_count_old)

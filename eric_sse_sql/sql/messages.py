@@ -27,6 +27,7 @@ from eric_sse_sql.execution.dialect import Construct, Dialect
 from eric_sse_sql.execution.statement import NotifyingStatement, Statement, bound_limit, insert_row, notification
 from eric_sse_sql.models import ConnectionRow, EventLogRow, MessageRow, SetAsideRow
 
+HEAD_BYTES = 1024  # of the blob of a message that is listed
 CONTEXT = f"{MessageRow.__tablename__}/"  # with the queue's id, the context of a message's signature
 PUSHED = {"queue_id": "queue_id", "message_type": "message_type", "message": "message"}  # the parameter of each column
 
@@ -62,6 +63,17 @@ class StoredMessage(NamedTuple):
     id: int
     queue_id: str
     created_at: str
+
+
+class SetAsideMessage(NamedTuple):
+    """A message that could not be decoded."""
+
+    id: int
+    queue_id: str
+    message_type: str
+    head: bytes  # the first bytes of its blob
+    reason: str
+    age_seconds: int  # since it was set aside
 
 
 WHOLE_ROW = {column: column for column in TakenMessage._fields}
@@ -294,6 +306,24 @@ def _delete_set_aside(sql: Dialect) -> Construct:
     return delete(SetAsideRow).where(_retried(sql))
 
 
+def _delete_all_set_aside(sql: Dialect) -> Construct:
+    return delete(SetAsideRow)
+
+
+def _list_set_aside(sql: Dialect) -> Construct:
+    """A page, by id: the columns of :class:`SetAsideMessage`."""
+    head = func.substr(SetAsideRow.message, literal_column("1"), literal_column(str(HEAD_BYTES)))
+    page = select(
+        SetAsideRow.id,
+        SetAsideRow.queue_id,
+        SetAsideRow.message_type,
+        head,
+        SetAsideRow.reason,
+        sql.seconds_since(SetAsideRow.set_aside_at),
+    )
+    return page.where(SetAsideRow.id > bindparam("after")).order_by(SetAsideRow.id).limit(bindparam("count"))
+
+
 def _count_set_aside(sql: Dialect) -> Construct:
     return select(func.count()).select_from(SetAsideRow)
 
@@ -354,6 +384,8 @@ LOCK_SET_ASIDE = Statement(_lock_set_aside)
 RETRY_SET_ASIDE = Statement(_retry_set_aside)
 RETRY_AT_END = Statement(_retry_at_end)
 DELETE_SET_ASIDE = Statement(_delete_set_aside)
+DELETE_ALL_SET_ASIDE = Statement(_delete_all_set_aside)
+LIST_SET_ASIDE = Statement(_list_set_aside)
 COUNT_SET_ASIDE = Statement(_count_set_aside)
 NOTE_CLEARED = Statement(_note_cleared)
 PUT_BACK = NotifyingStatement.of(_put_back)

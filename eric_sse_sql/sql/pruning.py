@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import bindparam, delete, exists, literal, select
+from sqlalchemy import bindparam, delete, exists, func, literal, select
 
 from eric_sse_sql.execution.dialect import Construct, Dialect
 from eric_sse_sql.execution.statement import Statement
@@ -25,12 +25,12 @@ def _page(key: Any, *conditions: Construct) -> Construct:
     return delete(key.class_).where(key.in_(page)).returning(key)
 
 
-def _messages(sql: Dialect) -> Construct:
-    return _page(MessageRow.id, MessageRow.created_at < sql.now("age"), _is_orphan(MessageRow))
+def _old_messages(sql: Dialect) -> tuple[Construct, ...]:
+    return MessageRow.created_at < sql.now("age"), _is_orphan(MessageRow)
 
 
-def _set_aside(sql: Dialect) -> Construct:
-    return _page(SetAsideRow.id, SetAsideRow.set_aside_at < sql.now("age"), _is_orphan(SetAsideRow))
+def _old_set_aside(sql: Dialect) -> tuple[Construct, ...]:
+    return SetAsideRow.set_aside_at < sql.now("age"), _is_orphan(SetAsideRow)
 
 
 def _logs(sql: Dialect) -> Construct:
@@ -40,6 +40,12 @@ def _logs(sql: Dialect) -> Construct:
     return _page(EventLogRow.channel_id, EventLogRow.last_event_at < sql.now("age"), is_empty, is_orphan)
 
 
-MESSAGES = Statement(_messages)
-SET_ASIDE = Statement(_set_aside)
+def _count(row: Any, *conditions: Construct) -> Construct:
+    return select(func.count()).select_from(row).where(*conditions)
+
+
+MESSAGES = Statement(lambda sql: _page(MessageRow.id, *_old_messages(sql)))
+SET_ASIDE = Statement(lambda sql: _page(SetAsideRow.id, *_old_set_aside(sql)))
 LOGS = Statement(_logs)
+COUNT_MESSAGES = Statement(lambda sql: _count(MessageRow, *_old_messages(sql)))
+COUNT_SET_ASIDE = Statement(lambda sql: _count(SetAsideRow, *_old_set_aside(sql)))

@@ -173,6 +173,11 @@ class PostgresDialect:
         return func.statement_timestamp() - seconds * literal_column("interval '1 second'")
 
     @staticmethod
+    def seconds_since(moment: Any) -> Construct:
+        seconds = func.date_part(literal_column("'epoch'"), func.statement_timestamp() - moment)
+        return cast_to(func.floor(seconds), BigInteger)
+
+    @staticmethod
     def timestamp_text(moment: Any) -> Construct:
         written: Construct = literal_column("""'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'""")
         return func.to_char(func.timezone(literal_column("'UTC'"), moment), written)

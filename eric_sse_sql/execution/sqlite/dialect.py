@@ -107,6 +107,12 @@ class SqliteDialect:
         return func.strftime(*moment, func.printf(literal_column("'-%f seconds'"), seconds))
 
     @staticmethod
+    def seconds_since(moment: Any) -> Construct:
+        epoch: Construct = literal_column("'%s'")
+        now = type_coerce(func.strftime(epoch, literal_column("'now'")), BigInteger)
+        return now - type_coerce(func.strftime(epoch, moment), BigInteger)
+
+    @staticmethod
     def timestamp_text(moment: Any) -> Construct:
         # SQLite stores moments as text; an expression has no declared type, for which a converter may be registered.
         text: Construct = moment.op("||")(literal_column("''"))
