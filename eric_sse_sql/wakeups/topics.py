@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from base64 import urlsafe_b64encode
 from collections.abc import Collection
-from hashlib import blake2b
+from hashlib import sha256
 
 Topics = frozenset[str]
 
@@ -52,5 +52,5 @@ def topics_in(payload: str) -> Topics:
 
 
 def _hash(schema: str | None, key: str) -> str:
-    digest = blake2b(f"{schema or ''}\0{key}".encode(), digest_size=HASH_BYTES).digest()
-    return urlsafe_b64encode(digest).decode("ascii")
+    digest = sha256(f"{schema or ''}\0{key}".encode()).digest()  # as the SQL functions of the migrations do
+    return urlsafe_b64encode(digest[:HASH_BYTES]).decode("ascii")

@@ -1,0 +1,168 @@
+"""Shows the payloads of messages that are stored as JSON, in a view each of messages and events; on Postgres, makes
+functions that send from plain SQL.
+
+After a downgrade, messages that are stored as JSON stay where they are; releases that know pickles alone set them aside.
+
+Revision: eric_sse_sql_0006
+Follows: eric_sse_sql_0005
+"""
+
+from __future__ import annotations
+
+from alembic import op
+
+revision = "eric_sse_sql_0006"
+down_revision = "eric_sse_sql_0005"
+branch_labels = None
+depends_on = None
+
+VIEWS = (
+    """
+CREATE VIEW sse_message_payloads AS
+SELECT id, queue_id, message_type, {payload} AS payload, created_at, leased_until, delivery_count FROM sse_messages
+""",
+    """
+CREATE VIEW sse_event_payloads AS
+SELECT channel_id, position, listener_id, message_type, {payload} AS payload, created_at FROM sse_events
+""",
+)
+
+# A signature has 44 bytes. What is no JSON has no payload, and so has a text that jsonb can't hold.
+POSTGRES_PAYLOAD = """
+CREATE FUNCTION eric_sse_payload(message bytea) RETURNS jsonb LANGUAGE plpgsql STABLE STRICT AS $$
+BEGIN
+    IF substring(message FROM 1 FOR 12) = convert_to('HMAC-SHA256:', 'UTF8') THEN
+        message := substring(message FROM 45);
+    END IF;
+    RETURN convert_from(message, 'UTF8')::jsonb;
+EXCEPTION WHEN OTHERS THEN
+    RETURN NULL;
+END
+$$
+"""
+SQLITE_PAYLOAD = """
+CASE
+    WHEN typeof(message) <> 'blob' OR instr(message, X'00') > 0 THEN NULL
+    WHEN substr(message, 1, 12) = CAST('HMAC-SHA256:' AS BLOB) THEN
+        CASE WHEN json_valid(CAST(substr(message, 45) AS TEXT)) THEN CAST(substr(message, 45) AS TEXT) END
+    WHEN json_valid(CAST(message AS TEXT)) THEN CAST(message AS TEXT)
+END
+"""
+
+# The functions run with the rights of their caller, and see the tables of their own schema, whatever the search path.
+FUNCTIONS = (
+    """
+CREATE FUNCTION eric_sse_notify(kind text, key bytea) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN  -- for processes that name the schema, and for those that find it by their search path
+    PERFORM pg_notify('eric_sse_sql', string_agg(kind || topics.hash, ''))
+    FROM (VALUES (''), (current_schema()::text)) AS schemas (name), LATERAL (SELECT translate(
+        encode(substring(sha256(convert_to(schemas.name, 'UTF8') || decode('00', 'hex') || key) FROM 1 FOR 3), 'base64'),
+        '+/', '-_'
+    )) AS topics (hash);
+END
+$$
+""",
+    """
+CREATE FUNCTION eric_sse_append(channel text, listener text, type text, message bytea) RETURNS boolean
+LANGUAGE plpgsql AS $$
+DECLARE
+    log sse_event_logs;
+BEGIN  -- false where the channel has no log
+    IF type IS NULL OR char_length(type) > 255 THEN
+        RAISE invalid_parameter_value USING MESSAGE = 'the type of a message must be a text of at most 255 characters';
+    END IF;
+    IF NOT EXISTS (SELECT FROM sse_channels WHERE id = channel) THEN
+        RAISE no_data_found USING MESSAGE = 'there is no channel ' || quote_nullable(channel),
+            HINT = 'A channel is known once its repository has persisted it; sse_channels has the ids.';
+    END IF;
+    IF listener IS NOT NULL AND NOT EXISTS (
+        SELECT FROM sse_connections WHERE channel_id = channel AND listener_id = listener
+    ) THEN
+        RAISE no_data_found USING MESSAGE = 'channel ' || quote_literal(channel) || ' has no listener ' || quote_literal(listener),
+            HINT = 'A listener is known once its channel was persisted with it; sse_connections has the ids.';
+    END IF;
+    IF EXISTS (
+        SELECT FROM sse_connections
+        WHERE channel_id = channel AND has_own_push AND (listener IS NULL OR listener_id = listener)
+    ) THEN
+        RAISE feature_not_supported USING MESSAGE = 'channel ' || quote_literal(channel) || ' has a queue with a push() of its own',
+            HINT = 'SQL can''t call it: send from Python, with the channel''s broadcast() or dispatch().';
+    END IF;
+    UPDATE sse_event_logs SET last_position = last_position + 1, last_event_at = clock_timestamp()
+    WHERE channel_id = channel AND replay_seconds > 0 RETURNING * INTO log;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    INSERT INTO sse_events (channel_id, position, listener_id, message_type, message, created_at)
+    VALUES (channel, log.last_position, listener, type, message, log.last_event_at);
+    PERFORM eric_sse_notify('c', convert_to(channel, 'UTF8'));
+    RETURN true;
+END
+$$
+""",
+    """
+CREATE FUNCTION eric_sse_broadcast(channel text, type text, payload jsonb) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    json bytea := convert_to(coalesce(payload, 'null')::text, 'UTF8');
+BEGIN
+    IF NOT eric_sse_append(channel, NULL, type, json) THEN
+        INSERT INTO sse_messages (queue_id, message_type, message)
+        SELECT queue_id, type, json FROM sse_connections WHERE channel_id = channel;
+        PERFORM eric_sse_notify('c', convert_to(channel, 'UTF8'));
+    END IF;
+END
+$$
+""",
+    """
+CREATE FUNCTION eric_sse_dispatch(channel text, listener text, type text, payload jsonb) RETURNS void
+LANGUAGE plpgsql AS $$
+DECLARE
+    json bytea := convert_to(coalesce(payload, 'null')::text, 'UTF8');
+BEGIN
+    IF listener IS NULL THEN
+        RAISE invalid_parameter_value USING MESSAGE = 'the listener must not be NULL',
+            HINT = 'Send to all listeners with eric_sse_broadcast(channel, type, payload).';
+    END IF;
+    IF NOT eric_sse_append(channel, listener, type, json) THEN
+        INSERT INTO sse_messages (queue_id, message_type, message)
+        SELECT queue_id, type, json FROM sse_connections
+        WHERE channel_id = channel AND listener_id = listener ORDER BY id LIMIT 1;
+        PERFORM eric_sse_notify(
+            'l', convert_to(channel, 'UTF8') || decode('00', 'hex') || convert_to(listener, 'UTF8')
+        );
+    END IF;
+END
+$$
+""",
+)
+SIGNATURES = (
+    "eric_sse_notify(text, bytea)",
+    "eric_sse_append(text, text, text, bytea)",
+    "eric_sse_broadcast(text, text, jsonb)",
+    "eric_sse_dispatch(text, text, text, jsonb)",
+)
+PIN_SEARCH_PATH = """
+DO $$ BEGIN
+    EXECUTE 'ALTER FUNCTION {signature} SET search_path = ' || quote_ident(current_schema()) || ', pg_temp';
+END $$
+"""
+
+
+def upgrade() -> None:
+    is_postgres = op.get_context().dialect.name == "postgresql"
+    if is_postgres:
+        op.execute(POSTGRES_PAYLOAD)
+        for function in FUNCTIONS:
+            op.execute(function)
+        for signature in SIGNATURES:
+            op.execute(PIN_SEARCH_PATH.format(signature=signature))
+    for view in VIEWS:
+        op.execute(view.format(payload="eric_sse_payload(message)" if is_postgres else SQLITE_PAYLOAD))
+
+
+def downgrade() -> None:
+    for view in ("sse_message_payloads", "sse_event_payloads"):
+        op.execute(f"DROP VIEW {view}")
+    if op.get_context().dialect.name == "postgresql":
+        for signature in (*SIGNATURES, "eric_sse_payload(bytea)"):
+            op.execute(f"DROP FUNCTION {signature}")
