@@ -29,7 +29,7 @@ VERSIONS = str(Path(__file__).parent / "versions")  # for the version_locations 
 OWN_TABLES = TABLE_NAMES | {VERSION_TABLE}
 
 _UPGRADE = "call Database.upgrade(), or run `alembic upgrade head` where these migrations are configured"
-_DUPLICATE = {"42P07", "42701", "42710"}  # SQLSTATEs: a relation, a column, another object exists already
+_DUPLICATE = {"42P07", "42701", "42710", "42723"}  # SQLSTATEs: a relation, column, function, other object exists
 
 _alembic_lock = threading.Lock()  # Alembic keeps its context in a global, which threads share
 

@@ -85,6 +85,24 @@ def test_the_runtime_role_may_use_channels(database: Database, replay_seconds: f
     repository.delete(channel.id)
 
 
+@pytest.mark.skipif(ERIC_SSE_2_0, reason="eric-sse 2.0 has no such channel")
+def test_the_runtime_role_may_send_from_sql_and_see_what_was_sent(database: Database) -> None:
+    from eric_sse_sql import SqlSSEChannelRepository
+
+    repository = SqlSSEChannelRepository(database)
+    for replay_seconds, view in ((0, "sse_message_payloads"), (60, "sse_event_payloads")):
+        channel = repository.create({"replay_seconds": replay_seconds})
+        listener = channel.add_listener()
+        repository.persist(channel)
+        with database.transaction():
+            run = database.connection().execute
+            run(text("SELECT eric_sse_broadcast(:channel, 'm', '1')"), {"channel": channel.id})
+            to_one = text("SELECT eric_sse_dispatch(:channel, :listener, 'm', '2')")
+            run(to_one, {"channel": channel.id, "listener": listener.id})
+            assert run(text(f"SELECT payload FROM {view}")).scalars().all() == [1, 2]
+        repository.delete(channel.id)
+
+
 def test_the_runtime_role_can_not_change_the_tables(database: Database) -> None:
     with database.transaction():
         changes = "DROP TABLE sse_messages", "TRUNCATE sse_messages", "DELETE FROM eric_sse_sql_version"
@@ -103,7 +121,7 @@ def test_the_reader_sees_the_views_and_no_table(owner_url: URL) -> None:
     with engine.connect() as connection:
         for view in ("sse_channel_overview", "sse_queue_overview"):
             connection.execute(text(f"SELECT * FROM {view}"))
-        for table in sorted(TABLE_NAMES):
+        for table in (*sorted(TABLE_NAMES), "sse_message_payloads", "sse_event_payloads"):
             with pytest.raises(ProgrammingError, match="permission denied"), connection.begin_nested():
                 connection.execute(text(f"SELECT * FROM {table}"))
     engine.dispose()

@@ -1,7 +1,7 @@
 """Shows the payloads of messages that are stored as JSON, in a view each of messages and events; on Postgres, makes
 functions that send from plain SQL.
 
-After a downgrade, messages that are stored as JSON stay where they are; releases that know pickles alone set them aside.
+After a downgrade, messages that are stored as JSON stay where they are; releases that know only pickles set them aside.
 
 Revision: eric_sse_sql_0006
 Follows: eric_sse_sql_0005
@@ -53,12 +53,13 @@ END
 FUNCTIONS = (
     """
 CREATE FUNCTION eric_sse_notify(kind text, key bytea) RETURNS void LANGUAGE plpgsql AS $$
-BEGIN  -- for processes that name the schema, and for those that find it by their search path
-    PERFORM pg_notify('eric_sse_sql', string_agg(kind || topics.hash, ''))
-    FROM (VALUES (''), (current_schema()::text)) AS schemas (name), LATERAL (SELECT translate(
-        encode(substring(sha256(convert_to(schemas.name, 'UTF8') || decode('00', 'hex') || key) FROM 1 FOR 3), 'base64'),
-        '+/', '-_'
-    )) AS topics (hash);
+DECLARE  -- for processes that find the schema by their search path, and for those that name it
+    schemas bytea[] := ARRAY[''::bytea, convert_to(current_schema(), 'UTF8')];
+BEGIN
+    PERFORM pg_notify('eric_sse_sql', string_agg(kind || translate(encode(hash, 'base64'), '+/', '-_'), ''))
+    FROM (
+        SELECT substring(sha256(schema || decode('00', 'hex') || key) FROM 1 FOR 3) FROM unnest(schemas) AS schema
+    ) AS hashes (hash);
 END
 $$
 """,
@@ -78,14 +79,16 @@ BEGIN  -- false where the channel has no log
     IF listener IS NOT NULL AND NOT EXISTS (
         SELECT FROM sse_connections WHERE channel_id = channel AND listener_id = listener
     ) THEN
-        RAISE no_data_found USING MESSAGE = 'channel ' || quote_literal(channel) || ' has no listener ' || quote_literal(listener),
+        RAISE no_data_found USING
+            MESSAGE = 'channel ' || quote_literal(channel) || ' has no listener ' || quote_literal(listener),
             HINT = 'A listener is known once its channel was persisted with it; sse_connections has the ids.';
     END IF;
     IF EXISTS (
         SELECT FROM sse_connections
         WHERE channel_id = channel AND has_own_push AND (listener IS NULL OR listener_id = listener)
     ) THEN
-        RAISE feature_not_supported USING MESSAGE = 'channel ' || quote_literal(channel) || ' has a queue with a push() of its own',
+        RAISE feature_not_supported USING
+            MESSAGE = 'channel ' || quote_literal(channel) || ' has a queue with a push() of its own',
             HINT = 'SQL can''t call it: send from Python, with the channel''s broadcast() or dispatch().';
     END IF;
     UPDATE sse_event_logs SET last_position = last_position + 1, last_event_at = clock_timestamp()

@@ -41,6 +41,7 @@ SQLITE = {
         WHERE m.type = 'table' AND c.key
     """,
     "views": "SELECT name, sql FROM sqlite_master WHERE type = 'view'",
+    "functions": "SELECT name FROM sqlite_master WHERE false",
     "storage": "SELECT name, sql FROM sqlite_master WHERE type = 'table'",  # names of constraints, AUTOINCREMENT
 }
 POSTGRES = {
@@ -55,6 +56,10 @@ POSTGRES = {
     """,
     "indexes": "SELECT tablename, indexname, indexdef FROM pg_indexes WHERE schemaname = current_schema()",
     "views": "SELECT viewname, definition FROM pg_views WHERE schemaname = current_schema()",
+    "functions": """
+        SELECT proname, pg_get_functiondef(oid) FROM pg_proc
+        WHERE pronamespace = quote_ident(current_schema())::regnamespace
+    """,
     "storage": """
         SELECT relname, unnest(reloptions) FROM pg_class
         WHERE relnamespace = quote_ident(current_schema())::regnamespace AND relkind = 'r'
@@ -76,7 +81,7 @@ def connected(url: URL) -> Iterator[Connection]:
 
 
 def catalog(url: URL) -> Catalog:
-    """All columns, foreign keys, indexes and views of a database, and how its tables are stored."""
+    """All columns, foreign keys, indexes, views and functions of a database, and how its tables are stored."""
     with connected(url) as connection:
         return catalog_on(connection)
 
