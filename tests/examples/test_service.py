@@ -3,18 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import queue
-import re
-import subprocess
-import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -22,47 +13,19 @@ import pytest
 from sqlalchemy import URL, create_engine, text
 
 from eric_sse_sql.contract import ERIC_SSE_2_0
+from support.servers import PATIENCE, Server
 from support.waiting import until
 
 pytestmark = pytest.mark.skipif(ERIC_SSE_2_0, reason="the service is built on the repositories of eric-sse 2.1")
 
-EXAMPLES = Path(__file__).parent.parent.parent / "examples"
-PATIENCE = 20.0  # seconds until a wait fails
-
 Event = tuple[str, Any]
 
 
-class Worker:
-    """A process that serves the example on a free port. It starts at once; the first question waits until it is up."""
+class Worker(Server):
+    """A worker of the service."""
 
     def __init__(self, url: URL) -> None:
-        environment = {**os.environ, "ERIC_SSE_SQL_URL": url.render_as_string(hide_password=False)}
-        command = [sys.executable, "-m", "uvicorn", "service:app", "--port", "0", "--no-access-log"]
-        self.process = subprocess.Popen(command, cwd=EXAMPLES, env=environment, stderr=subprocess.PIPE, text=True)
-        self.log: list[str] = []
-        self._news: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        self._reader = threading.Thread(target=self._read_log)
-        self._reader.start()
-
-    def _read_log(self) -> None:
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            self._news.put(line)
-        self._news.put(None)
-
-    def logged(self, pattern: str) -> re.Match[str]:
-        """Wait for a line of the log that has not been read yet."""
-        deadline = time.monotonic() + PATIENCE
-        while (line := self._news.get(timeout=max(0, deadline - time.monotonic()))) is not None:
-            self.log.append(line)
-            if match := re.search(pattern, line):
-                return match
-        raise AssertionError("the worker has ended:\n" + "".join(self.log))
-
-    @cached_property
-    def http(self) -> httpx.Client:
-        address = self.logged(r"running on (http://127\.0\.0\.1:\d+)")[1]
-        return httpx.Client(base_url=address, timeout=PATIENCE, trust_env=False)
+        super().__init__(url, ["-m", "uvicorn", "service:app", "--port", "0", "--no-access-log"])
 
     def ask(self, method: str, path: str, body: object = None, **query: str) -> Any:
         """The answer to a question that succeeds."""
@@ -104,20 +67,6 @@ class Worker:
     def kill(self) -> None:
         self.process.kill()
         self.process.wait(PATIENCE)
-
-    def end(self) -> None:
-        """Wait for the end of the process, and end what reads from it."""
-        if "http" in vars(self):
-            self.http.close()
-        try:
-            self.process.wait(PATIENCE)
-        finally:
-            self.process.kill()
-            self._reader.join(PATIENCE)
-            assert self.process.stderr is not None
-            self.process.stderr.close()
-        while (line := self._news.get(timeout=PATIENCE)) is not None:
-            self.log.append(line)
 
 
 def events(lines: Iterator[str]) -> Iterator[Event]:
