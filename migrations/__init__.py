@@ -23,12 +23,22 @@ from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from eric_sse_sql.models import TABLE_NAMES
 
-__all__ = ["OWN_TABLES", "REVISION_PREFIX", "VERSIONS", "VERSION_TABLE", "check", "config", "include_name", "upgrade"]
+__all__ = [
+    "OWN_TABLES",
+    "REVISION_PREFIX",
+    "VERSIONS",
+    "VERSION_TABLE",
+    "check",
+    "config",
+    "include_name",
+    "newest_revision",
+    "upgrade",
+]
 
 VERSIONS = str(Path(__file__).parent / "versions")  # for the version_locations of an application
 OWN_TABLES = TABLE_NAMES | {VERSION_TABLE}
 
-_UPGRADE = "call Database.upgrade(), or run `alembic upgrade head` where these migrations are configured"
+_UPGRADE = "call Database.upgrade(), or run `eric-sse-sql upgrade`"
 _DUPLICATE = {"42P07", "42701", "42710", "42723"}  # SQLSTATEs: a relation, column, function, other object exists
 
 _alembic_lock = threading.Lock()  # Alembic keeps its context in a global, which threads share
@@ -46,6 +56,11 @@ def config(url: str | URL | None = None, *, schema: str | None = None) -> Config
     made.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
     made.attributes.update(url=url, schema=schema)
     return made
+
+
+def newest_revision() -> str:
+    """The newest revision of the tables, which this release needs."""
+    return str(ScriptDirectory.from_config(config()).get_current_head())
 
 
 def include_name(name: str | None, type_: str, parent_names: object) -> bool:

@@ -33,6 +33,8 @@ LAYERS = (
     {"repositories", "starlette"},
     {"inmemory"},
     {"__init__"},
+    {"cli"},
+    {"__main__"},
 )
 LAYER_OF = {part: layer for layer, parts in enumerate(LAYERS) for part in parts}
 
@@ -40,6 +42,8 @@ LAYER_OF = {part: layer for layer, parts in enumerate(LAYERS) for part in parts}
 #: psycopg is an optional dependency: the modules that import it are imported when an engine of Postgres is used.
 IMPORTED_LATER = {
     "database": {"migrations"},
+    "cli.status": {"migrations"},
+    "cli.tables": {"migrations"},
     "execution.engines": {"execution.postgres.driver", "execution.postgres.engine"},
 }
 

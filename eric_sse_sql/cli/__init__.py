@@ -1,0 +1,1 @@
+"""The command ``eric-sse-sql``: a module for each group of its commands, which call the package and print."""
