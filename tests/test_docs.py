@@ -20,7 +20,7 @@ import types
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 from sqlalchemy import URL, Engine, inspect, text
@@ -28,49 +28,16 @@ from sqlalchemy import URL, Engine, inspect, text
 import eric_sse_sql
 from eric_sse_sql import Database
 from eric_sse_sql.contract import ERIC_SSE_2_0
-from support.catalog import REPOSITORY, address, connected
+from support.catalog import address, connected
+from support.pages import DOCS, PAGES, URL_OF_PAGES, snippets
 
-DOCS = REPOSITORY / "docs"
-PAGES = [REPOSITORY / "README.md", *sorted(DOCS.glob("*.md"))]
-FENCE = re.compile(r"^```(python|sql|sh)\b *([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PRINT = re.compile(r"^ *print\(.*\)  # (.*)$", re.MULTILINE)
 COMMIT = re.compile(r"^( *)(?:await )?\w+\.commit\(\).*$", re.MULTILINE)
-URL_OF_PAGES = "sqlite:///app.db"
 LABELS = {"eric-sse-2.1", "sqlite", "postgres", "transaction"}
 
 
 class ApplicationError(Exception):
     """Of the application, before its commit."""
-
-
-class Snippet(NamedTuple):
-    """A fence of a page."""
-
-    language: str
-    label: str
-    code: str
-    line: int  # of the page, on which the code begins
-
-    @property
-    def is_run(self) -> bool:
-        return not self.label.startswith("not run: ")
-
-    @property
-    def file(self) -> str | None:
-        return self.label.removeprefix("file ") if self.label.startswith("file ") else None
-
-    @property
-    def labels(self) -> set[str]:
-        return set(self.label.split()) if self.is_run and self.file is None else set()
-
-
-def snippets(page: Path) -> list[Snippet]:
-    source = page.read_text()
-    return [
-        Snippet(language, label, code, source.count("\n", 0, found.start()) + 2)
-        for found in FENCE.finditer(source)
-        for language, label, code in [found.groups()]
-    ]
 
 
 RUN = {page: [each for each in snippets(page) if each.is_run] for page in PAGES}
