@@ -2,36 +2,33 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
 import tarfile
 import venv
 import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import httpx
 import pytest
-import sqlalchemy
-from sqlalchemy import URL
+from sqlalchemy import URL, make_url
 
 from support.catalog import REPOSITORY, address
+from support.waiting import DEADLINE
 
-# The whole of an application: it makes the tables, and stores and fetches.
-PROGRAM = """
-import sys
-from eric_sse_sql import Database, SqlStorageEngine, migrations
-import eric_sse_sql
-from eric_sse.message import Message
-
-with Database(sys.argv[1]) as database:
-    database.upgrade()
-    database.check()
-    storage = SqlStorageEngine(database)
-    storage.upsert("greeting", Message("hello"))
-    print(eric_sse_sql.__file__, migrations.__file__, storage.fetch_one("greeting").type, sep="\\n")
-"""
+README = (REPOSITORY / "README.md").read_text()
+INSTALL = re.findall(r"^pip install .*", README, re.MULTILINE)
+(APPLICATION,) = re.findall(r"^```python file app\.py\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+URL_OF_README = "sqlite:///app.db"
+MOST_HEARTBEATS = 4  # one each 15 seconds without an event
 
 
 def run(*command: object, folder: Path, **environment: str) -> str:
@@ -99,26 +96,74 @@ def test_the_source_distribution_holds_the_migrations(sdist: Path) -> None:
     assert {"pyproject.toml", "LICENSE", "eric_sse_sql/py.typed"} <= names
 
 
-@pytest.fixture(scope="module")
-def python(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Path:
-    """The Python of an environment with the wheel, whose dependencies are those of the running one."""
-    folder = tmp_path_factory.mktemp("installed")
-    venv.create(folder, symlinks=os.name != "nt")
-    (site,) = {*folder.glob("lib/python*/site-packages"), *folder.glob("Lib/site-packages")}
-    pip = (sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index")
-    run(*pip, "--target", site, wheel, folder=folder)
-    dependencies = Path(sqlalchemy.__file__).parent.parent  # .pth files in there, of editable installs, are not read
-    (site / "dependencies.pth").write_text(f"{dependencies}\n")
-    (found,) = {*folder.glob("bin/python"), *folder.glob("Scripts/python.exe")}
-    return found
+@contextmanager
+def served(uvicorn: Path, folder: Path) -> Iterator[httpx.Client]:
+    """A client of the application in a folder, which is served by a process of its own."""
+    command = [uvicorn, "app:app", "--port", "0"]
+    with subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stderr is not None
+            log = []
+            for line in server.stderr:
+                log.append(line)
+                if address_of_server := re.search(r"running on (http://127\.0\.0\.1:\d+)", line):
+                    break
+            else:
+                raise AssertionError("".join(log))
+            with httpx.Client(base_url=address_of_server[1], timeout=DEADLINE, trust_env=False) as client:
+                yield client
+        finally:
+            server.terminate()
 
 
-def test_an_installed_wheel_makes_the_tables_and_stores(python: Path, empty_url: URL, tmp_path: Path) -> None:
-    folder = tmp_path / "an empty folder"
-    folder.mkdir()
-    package, migrations, fetched = run(python, "-I", "-c", PROGRAM, address(empty_url), folder=folder).splitlines()
-    site = Path(package).parent.parent
-    assert site.is_relative_to(python.parent.parent)
-    assert Path(migrations) == site / "eric_sse_sql" / "migrations" / "__init__.py"
-    assert fetched == "hello"
-    assert list(folder.iterdir()) == []
+@contextmanager
+def streamed(client: httpx.Client, listener_id: str, last_event_id: str = "") -> Iterator[Iterator[dict[str, str]]]:
+    """The events of a listener, as a browser reads them, which names the last one that it has seen."""
+    headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": last_event_id} if last_event_id else {})
+    with client.stream("GET", f"/events/{listener_id}", headers=headers) as response:
+        assert (response.status_code, response.headers["content-type"].partition(";")[0]) == (200, "text/event-stream")
+        yield events(response.iter_lines())
+
+
+def events(lines: Iterator[str]) -> Iterator[dict[str, str]]:
+    event: dict[str, str] = {}
+    heartbeats = 0
+    for line in lines:
+        name, _, value = line.partition(":")
+        if name:
+            event[name] = value.removeprefix(" ")
+        elif line:
+            heartbeats += 1
+            assert heartbeats < MOST_HEARTBEATS, "no event has come"
+        elif event:
+            if "data" in event:
+                yield event
+            event = {}
+
+
+def test_the_first_example_of_the_readme_brings_events_to_a_browser(
+    wheel: Path, new_postgres: Callable[[], URL], tmp_path: Path
+) -> None:
+    venv.create(tmp_path / "venv", with_pip=True, symlinks=os.name != "nt")
+    (pip,) = {*tmp_path.glob("venv/bin/pip"), *tmp_path.glob("venv/Scripts/pip.exe")}
+    assert INSTALL
+    for line in INSTALL:
+        words = [re.sub(r"^eric_sse_sql\b", str(wheel), word) for word in shlex.split(line, comments=True)]
+        run(pip, *words[1:], folder=tmp_path, PIP_NO_COMPILE="1")
+
+    for url in (URL_OF_README, address(new_postgres())):
+        folder = tmp_path / make_url(url).get_backend_name()
+        folder.mkdir()
+        (folder / "app.py").write_text(APPLICATION.replace(URL_OF_README, url))
+        with served(pip.with_stem("uvicorn"), folder) as client:
+            assert "new EventSource(" in client.get("/").text
+            assert client.get("/events/nobody").status_code == 404
+            listener_id = client.post("/listeners").json()
+            with streamed(client, listener_id) as received:
+                for text in ("hello", "hello again"):
+                    client.post("/messages", json=text).raise_for_status()
+                first, second = next(received), next(received)
+            assert (first["event"], json.loads(first["data"])) == ("news", {"text": "hello"})
+            assert json.loads(second["data"]) == {"text": "hello again"}
+        with served(pip.with_stem("uvicorn"), folder) as client, streamed(client, listener_id, first["id"]) as received:
+            assert next(received) == second
