@@ -18,7 +18,8 @@ from eric_sse_sql.contract import ERIC_SSE_2_0
 from support.catalog import rename_table
 from support.databases import application_engine, opened
 from support.forking import fork, forking
-from support.streams import events, run
+from support.loops import run
+from support.streams import events
 from support.threads import NOTIFIER, WATCHER
 from support.waiting import DEADLINE, until
 

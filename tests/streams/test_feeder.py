@@ -21,8 +21,9 @@ from eric_sse_sql.streams.feeder import BATCH, feeder_of
 from eric_sse_sql.streams.idle import Waiter
 from support.catalog import table_counts
 from support.channels import queue_of
+from support.loops import run
 from support.queues import drain
-from support.streams import connected, run
+from support.streams import connected
 from support.waiting import until
 
 if ERIC_SSE_2_0:

@@ -17,8 +17,9 @@ from eric_sse_sql import Database, SqlQueue
 from support.cutting_proxy import COMMIT, CuttingProxy
 from support.databases import opened
 from support.forking import fork, forking
+from support.loops import run
 from support.queues import drain
-from support.streams import connected, events, run
+from support.streams import connected, events
 from support.waiting import DEADLINE, until
 
 

@@ -12,9 +12,10 @@ from eric_sse.message import Message
 from eric_sse_sql import Database
 from eric_sse_sql.contract import ERIC_SSE_2_0
 from support.channels import queue_of
+from support.loops import run
 from support.queues import drain
 from support.statements import Record, without_polls
-from support.streams import connected, events, run
+from support.streams import connected, events
 
 if ERIC_SSE_2_0:
     pytest.skip("eric-sse 2.0 has no such channel", allow_module_level=True)

@@ -16,7 +16,7 @@ from sqlalchemy import URL, text
 from eric_sse_sql import Database, SqlQueue
 from eric_sse_sql.contract import ERIC_SSE_2_0
 from support.catalog import table_counts
-from support.streams import run
+from support.loops import run
 from support.waiting import DEADLINE, until
 
 if ERIC_SSE_2_0:

@@ -18,8 +18,9 @@ from eric_sse_sql.streams import source
 from eric_sse_sql.streams.source import UNREADABLE
 from eric_sse_sql.streams.stream import UNAVAILABLE
 from support.catalog import rename_table
+from support.loops import LoopTicks, locked, run
 from support.queues import drain
-from support.streams import LoopTicks, connected, events, locked, run
+from support.streams import connected, events
 from support.waiting import until
 
 if ERIC_SSE_2_0:

@@ -19,8 +19,9 @@ from eric_sse_sql.contract import ERIC_SSE_2_0, make_connection, register
 from eric_sse_sql.streams.stream import UNAVAILABLE, UNDELIVERABLE, UNREADABLE
 from support.catalog import rename_table
 from support.forking import fork, forking
+from support.loops import LoopTicks, locked, run
 from support.queues import drain
-from support.streams import LoopTicks, RecordingListener, connected, events, locked, run
+from support.streams import RecordingListener, connected, events
 from support.waiting import DEADLINE
 
 if ERIC_SSE_2_0:
