@@ -192,7 +192,7 @@ class SqlChannel(AbstractChannel, ABC):
         if message_id is None:
             add()
             return
-        database = self._database
+        database = self.find_database()
         if database is None:
             raise RepositoryError(
                 "a message_id is remembered in a database, and this channel is in none: persist it first, or make it "
@@ -345,14 +345,13 @@ class SqlChannel(AbstractChannel, ABC):
         return {**validate_type(f"what {name} returns", event, Mapping, _WITH_ID), "id": event_id}
 
     def _fanout(self) -> Fanout:
-        held, database = self.identity_map, self._database
+        held, database = self.identity_map, self.find_database()
         if self.replay_seconds and database is not None:
             return LogFanout(log_of(database, self.id), held)
         return LocalFanout(held) if held.store is None else QueueFanout(held.store.database, self.id, held)
 
-    @property
-    def _database(self) -> Database | None:
-        """Where the channel is stored, or its connections will be."""
+    def find_database(self) -> Database | None:
+        """Where the channel is stored, or its connections will be; None where neither is in a database."""
         store, factory = self.identity_map.store, self._connections_factory
         if store is not None:
             return store.database

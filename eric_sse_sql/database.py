@@ -442,7 +442,7 @@ def _pages(page_after: Callable[[Any], list[Any]], first: int | str) -> Iterator
 
 def _close(background: Background, publisher: Publisher, watcher: QueueWatcher, executor: Executor) -> None:
     publisher.close()
-    background.stream_threads.finish()  # what was fetched for streams that have ended goes back
+    background.finish()  # what was fetched for streams that have ended, and for cancelled calls, goes back
     with suppress(RepositoryError):  # where it fails, the streams begin a little earlier
         watcher.presence.write_positions()
     executor.refuse_calls()

@@ -76,9 +76,10 @@ class ListenerLog(Protocol):
     def push(self, message: MessageContract) -> None:
         """Append an event for the listener alone."""
 
-    def pop(self) -> MessageContract:
+    def pop_returnable(self) -> tuple[MessageContract, Callable[[], None]]:
         """Deliver the next event, to one of all callers.
 
+        :returns: its message, and what makes it the next event again
         :raises NoMessagesException: when there is none
         """
 
@@ -220,13 +221,25 @@ class SqlQueue(PersistableQueue):
 
         :raises NoMessagesException: when there is none that another consumer is not taking
         """
+        return self._pop()[0] if self.log is None else self.log.pop_returnable()[0]
+
+    def pop_returnable(self) -> tuple[MessageContract, Callable[[], None]]:
+        """As :meth:`pop` of this class, for a caller that may be cancelled before it has the message.
+
+        :returns: the message, and what puts it back to its place
+        :raises NoMessagesException: when there is none that another consumer is not taking
+        """
         if self.log is not None:
-            return self.log.pop()
+            return self.log.pop_returnable()
+        message, row = self._pop()
+        return message, lambda: self.put_back([row])
+
+    def _pop(self) -> tuple[MessageContract, TakenMessage]:
         with repository_errors("the message can't be popped"):
             while True:
                 row = TakenMessage._make(self._first(messages.POP, TAKEN_ID))
                 try:
-                    return self.decoded(row.message_type, row.message)
+                    return self.decoded(row.message_type, row.message), row
                 except RepositoryError as error:
                     self.set_aside(row, error)
                 except BaseException:
@@ -475,7 +488,7 @@ class BlockingSqlQueue(SqlQueue):
             yield delivery
 
     def _awaited(self, take: Callable[[], Taken], timeout: float | None) -> Taken:
-        give_up = _give_up_time(timeout)
+        give_up = give_up_time(timeout)
         while True:
             self._database.check_open()
             version = self.watch.arm()
@@ -570,7 +583,7 @@ def _check_lease(seconds: float) -> None:
     validate_number("a lease", seconds, math.ulp(0.0), MAX_LEASE_SECONDS, allowed=allowed)
 
 
-def _give_up_time(timeout: float | None) -> float | None:
+def give_up_time(timeout: float | None) -> float | None:
     """When a wait ends, on the clock of time.monotonic(); None for never."""
     if timeout is None:
         return None

@@ -31,7 +31,7 @@ LAYERS = (
     {"fanout"},
     {"channels"},
     {"repositories", "starlette"},
-    {"inmemory"},
+    {"aio", "inmemory"},
     {"__init__"},
     {"cli"},
     {"__main__"},

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
@@ -129,6 +129,37 @@ class _Open(NamedTuple):
 
 
 _open: ContextVar[Mapping[Transactions, _Open]] = ContextVar("eric_sse_sql_open", default=MappingProxyType({}))
+#: The thread that runs a call for another thread and task, and these.
+_delegated: ContextVar[tuple[int, object] | None] = ContextVar("eric_sse_sql_delegated", default=None)
+
+
+class Delegation:
+    """Runs calls in other threads, one after the other, in the transactions of the thread and task that has made it."""
+
+    def __init__(self) -> None:
+        self._owner = _owner()
+        self._context = copy_context()
+
+    def run(self, call: Callable[..., Result], *arguments: object) -> Result:
+        """Run a call, in any thread."""
+        return self._context.run(self._run, call, *arguments)
+
+    def _run(self, call: Callable[..., Result], *arguments: object) -> Result:
+        token = _delegated.set((threading.get_ident(), self._owner))
+        try:
+            return call(*arguments)
+        finally:
+            _delegated.reset(token)
+
+    @contextmanager
+    def adopted(self) -> Iterator[None]:
+        """The transactions that its calls have opened are open inside for the task that has made it."""
+        before = _open.get()
+        _open.set(self._context[_open])
+        try:
+            yield
+        finally:
+            _open.set(before)
 
 
 class Transactions:
@@ -349,9 +380,13 @@ class Transactions:
 
 
 def _owner() -> object:
-    """This thread and asyncio task."""
+    """This thread and asyncio task, or those that this thread runs a call for."""
+    thread = threading.get_ident()
     try:
         task = asyncio.current_task()
     except RuntimeError:
+        delegated = _delegated.get()
+        if delegated is not None and delegated[0] == thread:
+            return delegated[1]
         task = None
-    return threading.get_ident(), task
+    return thread, task

@@ -142,6 +142,8 @@ class ChannelRepository(ChannelRepositoryInterface):
 
     def __init__(self, storage_engine: SqlStorageEngine) -> None:
         self._store = _needed_store(self, storage_engine)
+        #: Where the channels are.
+        self.database = storage_engine.database
         self.connection_repository = ConnectionRepository(storage_engine)
 
     def load_all(self) -> Iterator[AbstractChannel]:

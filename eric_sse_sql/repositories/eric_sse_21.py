@@ -162,6 +162,8 @@ class AbstractSqlChannelRepository(AbstractChannelRepository, ABC, Generic[Chann
         validate_type("database", database, Database, "write Database(url), or Database(engine)")
         if connections_factory is not None:
             validate_type("connections_factory", connections_factory, ConnectionsFactory)
+        #: Where the channels are.
+        self.database = database
         self._store = ConnectionKeyedStore(database)
         self._connections_repository = SqlConnectionsRepository(self._store)
         super().__init__(

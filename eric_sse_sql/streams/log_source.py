@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import NamedTuple
 
 from eric_sse.exception import InvalidListenerException, NoMessagesException, RepositoryError
@@ -131,9 +132,10 @@ class LogCursor:
                 return frame(event.message_type, data, event_id)
         return message_frame(self.decoded(event), event_id)
 
-    def pop(self) -> MessageContract:
+    def pop_returnable(self) -> tuple[MessageContract, Callable[[], None]]:
         """Deliver the next event, to one of all callers. An event that can't be decoded is passed over.
 
+        :returns: its message, and what makes it the next event again: those that were delivered after it, too
         :raises NoMessagesException: when there is none
         """
         executor, log, presence = self.log.database.executor, self.log, self.log.database.watcher.presence
@@ -158,9 +160,22 @@ class LogCursor:
                     ):
                         continue  # another consumer was first
             try:
-                return self.decoded(event)
+                return self.decoded(event), partial(self._rewind, before)
             except RepositoryError as error:
                 _log_unreadable(log, event, error)
+
+    def _rewind(self, position: int) -> None:
+        """Move back to a position."""
+        if self.connection_id is None:
+            self.position = min(self.position or 0, position)
+            return
+        executor = self.log.database.executor
+        with repository_errors("the event can't be put back"):
+            while (now := self._position(self._state())) > position and not executor.run(
+                events.ADVANCE, connection_id=self.connection_id, before=now, after=position
+            ):
+                continue  # another consumer has moved it meanwhile
+        self.log.watch.bump()
 
     def _state(self) -> LogState:
         state = self.log.state(self.listener_id, None)

@@ -202,7 +202,7 @@ class PrefetchBuffer:
     def _put_back(self, rows: list[TakenMessage], taken_at: float) -> None:
         since = taken_at if self._is_stored else None
         try:
-            _retried(lambda: self.queue.put_back(rows, since), self.queue.database)
+            retried(lambda: self.queue.put_back(rows, since), self.queue.database)
         except RepositoryError:
             logger.error("%d messages that were fetched for a stream can't be put back", len(rows))
             raise
@@ -213,8 +213,8 @@ async def in_thread(database: Database, call: Callable[..., Result], *arguments:
     return await asyncio.shield(asyncio.wrap_future(database.background.stream_threads.submit(call, *arguments)))
 
 
-def _retried(put_back: Callable[[], None], database: Database) -> None:
-    """Call a function again while the database can't be reached, for a time, in a thread."""
+def retried(put_back: Callable[[], None], database: Database) -> None:
+    """Call a function that puts messages back again while the database can't be reached, for a time. In a thread."""
     give_up = time.monotonic() + PUT_BACK_SECONDS
     while True:
         try:

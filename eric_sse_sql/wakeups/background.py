@@ -10,12 +10,18 @@ from eric_sse_sql.wakeups.notifier import NotifyThrottle
 from eric_sse_sql.wakeups.outage import Outage
 from eric_sse_sql.wakeups.poller import Poller
 from eric_sse_sql.wakeups.sources import source_maker
-from eric_sse_sql.wakeups.stream_threads import StreamThreads
+from eric_sse_sql.wakeups.thread_pool import ThreadPool
 from eric_sse_sql.wakeups.watcher import QueueWatcher
+
+STREAM_THREADS = 4
+CALL_THREADS = 8
+# A statement of an open transaction never waits for a thread, since other threads may wait for that transaction. Each
+# open transaction has a connection, and runs one statement at a time: there are fewer threads than connections.
+TRANSACTION_THREADS = 1000
 
 
 class Background:
-    """The thread that polls, the one that notifies, and those of streams, for all databases on one engine.
+    """The thread that polls, the one that notifies, and those of event loops, for all databases on one engine.
 
     An application with a schema for each of its tenants has one listening connection, and not one for each of them.
 
@@ -28,8 +34,12 @@ class Background:
         self.outage = Outage()
         self.poller = Poller(source_maker(driver, notifies=notifies), self.outage)
         self.throttle = NotifyThrottle()
-        self.stream_threads = StreamThreads()
-        for part in (self.throttle, self.poller, self.stream_threads, self.outage):
+        #: Apart from each other, since a call may wait for the lock of another transaction.
+        self.stream_threads = ThreadPool("eric_sse_sql stream", STREAM_THREADS)
+        self.call_threads = ThreadPool("eric_sse_sql call", CALL_THREADS)
+        self.transaction_threads = ThreadPool("eric_sse_sql transaction", TRANSACTION_THREADS)
+        self._pools = self.stream_threads, self.call_threads, self.transaction_threads
+        for part in (self.throttle, self.poller, self.outage, *self._pools):
             fork.register(part)
 
     def enter(self, watcher: QueueWatcher) -> None:
@@ -41,7 +51,13 @@ class Background:
         self.poller.remove(watcher)
         if not self.poller.is_needed:
             self.throttle.stop()
-            self.stream_threads.close()
+            for pool in self._pools:
+                pool.close()
+
+    def finish(self) -> None:
+        """Wait until the calls in threads are done: for a time at most."""
+        for pool in self._pools:
+            pool.finish()
 
 
 _by_engine: WeakValueDictionary[tuple[int, bool], Background] = WeakValueDictionary()

@@ -1,4 +1,4 @@
-"""``StreamThreads``: the threads in which streams run their statements."""
+"""``ThreadPool``: threads of the package's own, in which statements run for event loops."""
 
 from __future__ import annotations
 
@@ -8,36 +8,44 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, TypeVar
 
-THREADS = 4  # each with a connection of its own while it runs a statement
-NAME = "eric_sse_sql stream"
 FINISH_SECONDS = 5.0  # for which the calls that run are waited for when a database is closed
 
 Result = TypeVar("Result")
 
 
-class StreamThreads:
-    """A small pool of threads, apart from asyncio's default executor, which an application may fill."""
+class ThreadPool:
+    """A pool of threads, apart from asyncio's default executor, which an application may fill.
+
+    :param name: of the threads
+    :param most: how many there are at most, each with a connection of its own while it runs a statement
+    """
 
     _pool: ThreadPoolExecutor | None
     _running: set[Future[Any]]
 
-    def __init__(self) -> None:
+    def __init__(self, name: str, most: int) -> None:
+        self._name = name
+        self._most = most
         self.after_fork_in_child()
 
     def submit(self, call: Callable[..., Result], /, *arguments: object) -> Future[Result]:
         """Call a function in a thread."""
         with self._lock:
             if self._pool is None:
-                self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix=NAME)
+                self._pool = ThreadPoolExecutor(self._most, thread_name_prefix=self._name)
             future = self._pool.submit(call, *arguments)
             self._running.add(future)
         future.add_done_callback(self._running.discard)
         return future
 
+    def is_running(self, future: Future[Any]) -> bool:
+        """Whether a call waits or runs: never one of the parent of a forked child."""
+        return future in self._running
+
     def finish(self) -> None:
         """Wait until the calls are done, and those that they make: for a time at most. Not in one of the threads."""
         give_up = time.monotonic() + FINISH_SECONDS
-        while not threading.current_thread().name.startswith(NAME):
+        while not threading.current_thread().name.startswith(self._name):
             with self._lock:
                 running = list(self._running)
             if not running or time.monotonic() > give_up:
