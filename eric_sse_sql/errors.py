@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
 
@@ -50,6 +50,7 @@ _NO_ANSWER = (
     "the server has not answered in time; pg_stat_activity and its log say what it waits for, and ?timeout= in the URL "
     "sets the seconds"
 )
+_FAILED = "a statement of the transaction has failed; roll it back first"
 _IDLE = (
     "the server has ended a transaction that was idle or open for too long; do less between its statements, or raise "
     "idle_in_transaction_session_timeout and transaction_timeout"
@@ -101,6 +102,7 @@ _SQLSTATE_ADVICE = {
     "22021": _ENCODING,  # character not in repertoire
     "22P05": _ENCODING,  # untranslatable character
     "25006": _READ_ONLY,
+    "25P02": _FAILED,
     "25P03": _IDLE,
     "25P04": _IDLE,
     "26000": _PROXY,  # the prepared statement does not exist
@@ -142,6 +144,10 @@ _OTHER_ADVICE = (
     ("psycopg.OperationalError", r"invalid (\S+ value|value for|port)|parameter|requires a value", _URL_OPTION),
     ("psycopg.OperationalError", r"invalid response|expected authentication", _NO_POSTGRES),
     ("psycopg.OperationalError", "", _UNREACHABLE),
+    ("psycopg2.OperationalError", "", _UNREACHABLE),
+    ("psycopg2.InterfaceError", "closed", _UNREACHABLE),
+    ("pg8000.InterfaceError", "", _UNREACHABLE),
+    ("sqlalchemy.InterfaceError", "closed", _UNREACHABLE),  # of asyncpg
     ("psycopg.ProgrammingError", r"invalid connection option|bad value for", _URL_OPTION),
     ("builtins.ModuleNotFoundError", r"\bpsycopg\b", _NO_PSYCOPG),
     ("builtins.ImportError", r"pq wrapper|requested psycopg", _NO_LIBPQ),
@@ -152,7 +158,7 @@ _OTHER_ADVICE = (
     ("sqlalchemy.TimeoutError", "", _POOL_EXHAUSTED),
     ("sqlalchemy.MissingGreenlet", "", _ASYNCHRONOUS),
     ("sqlalchemy.ResourceClosedError", "", "the connection or its transaction is closed; join it while it is open"),
-    ("sqlalchemy.PendingRollbackError", "", "a statement of the transaction has failed; roll it back first"),
+    ("sqlalchemy.PendingRollbackError", "", _FAILED),
     ("sqlalchemy.UnboundExecutionError", "", "the session has no engine; make it with Session(engine)"),
     (
         "sqlalchemy.InvalidRequestError",
@@ -162,6 +168,11 @@ _OTHER_ADVICE = (
     ("sqlalchemy.NoSuchModuleError", "", "a plugin that the URL names is not installed"),
     ("alembic.CommandError", "", "no migration has this revision (CommandError); leave it out for the newest one"),
 )
+
+
+# Of the fields of a message of Postgres, and of the lines of its text, those that quote rows and parameters.
+_QUOTING_FIELDS = {"D", "W", "q"}
+_QUOTING_LINES = re.compile(r"\n(?:DETAIL|HINT|CONTEXT|QUERY):")
 
 
 class OutcomeUnknown(RepositoryError):
@@ -234,11 +245,33 @@ def application_errors(name: str, advice: str) -> Iterator[None]:
 
 def without_values(error: BaseException) -> BaseException:
     """The same error. The text of one of Postgres keeps its first line: DETAIL and CONTEXT quote rows and parameters,
-    which only the attribute ``diag`` has then."""
+    which only the attribute ``diag`` of psycopg and psycopg2 has then."""
     diagnosis = getattr(error, "diag", None)
+    fields = _pg8000_fields(error)
     if diagnosis is not None and diagnosis.message_primary is not None:
         error.args = (diagnosis.message_primary,)
+    elif fields:
+        error.args = ({name: value for name, value in fields.items() if name not in _QUOTING_FIELDS},)
+    elif sqlstate(error) and error.args:  # of asyncpg, as SQLAlchemy adapts it
+        error.args = (_QUOTING_LINES.split(str(error.args[0]), maxsplit=1)[0], *error.args[1:])
+        error.__cause__ = error.__context__ = None
     return error
+
+
+def sqlstate(error: BaseException) -> str | None:
+    """The SQLSTATE that Postgres has reported, whatever the driver calls it; None where it has reported none."""
+    code: str | None = (
+        getattr(error, "sqlstate", None) or getattr(error, "pgcode", None) or _pg8000_fields(error).get("C")
+    )
+    return code
+
+
+def _pg8000_fields(error: BaseException) -> Mapping[str, str]:
+    """The fields of the server's message, which pg8000 gives instead of a text; none of another driver's error.
+
+    https://www.postgresql.org/docs/current/protocol-error-fields.html
+    """
+    return error.args[0] if len(error.args) == 1 and isinstance(error.args[0], dict) else {}
 
 
 def driver_error(error: BaseException) -> BaseException:
@@ -250,14 +283,14 @@ def _advice(error: BaseException) -> str:
     """What the application's developer or operator can do about an error."""
     if isinstance(error, sqlite3.Error):
         return _sqlite_advice(error) or _refused(error)
-    sqlstate = getattr(error, "sqlstate", None)
-    if sqlstate is not None:
-        return _sqlstate_advice(sqlstate) or _refused(error)
+    code = sqlstate(error)
+    if code is not None:
+        return _sqlstate_advice(code) or _refused(error)
     return _other_advice(error) or f"{type(error).__name__}; the attached cause says why"
 
 
-def _sqlstate_advice(sqlstate: str) -> str | None:
-    return next((advice for prefix, advice in _SQLSTATE_ADVICE.items() if sqlstate.startswith(prefix)), None)
+def _sqlstate_advice(code: str) -> str | None:
+    return next((advice for prefix, advice in _SQLSTATE_ADVICE.items() if code.startswith(prefix)), None)
 
 
 def _sqlite_advice(error: sqlite3.Error) -> str | None:

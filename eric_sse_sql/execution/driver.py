@@ -167,5 +167,8 @@ class Driver(Protocol):
         :raises RepositoryError: when the database has rolled the transaction back
         """
 
+    def run_joined(self, connection: Connection, compiled: Compiled, values: Any) -> tuple[Sequence[Row], int]:
+        """Run a statement. All its rows, and how many it has changed."""
+
     def refuse_commit(self, connection: Connection) -> None:
         """Let the application commit nothing of its transaction: a savepoint in it could not be rolled back."""

@@ -57,7 +57,10 @@ def open_engine(bind: str | URL | Engine) -> Engine:
 
 
 #: Database and driver of the connections of an application that can be joined.
-JOINABLE = {("postgresql", "psycopg"), ("sqlite", "pysqlite"), ("sqlite", "aiosqlite")}
+JOINABLE = {
+    *(("postgresql", driver) for driver in ("psycopg", "asyncpg", "psycopg2", "pg8000")),
+    *(("sqlite", driver) for driver in ("pysqlite", "aiosqlite")),
+}
 
 
 def make_engine(bind: str | URL) -> Engine:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 from eric_sse.exception import RepositoryError
 from sqlalchemy import Connection, Engine
@@ -63,13 +63,13 @@ class Executor:
             compiled = self.compile(statement)
             columns = self.driver.binds_columns
             values = compiled.columns(rows, others) if columns else [compiled.values(row) for row in rows]
-            self.transactions.execute(lambda connection: connection.exec_driver_sql(compiled.sql, cast(Any, values)))
+            self.transactions.execute(compiled, values)
 
     def change(self, statement: Statement, **parameters: Any) -> int:
         """Run a statement in the open transaction. How many rows it has changed."""
         compiled = self.compile(statement)
         values = compiled.values(parameters)
-        return self.transactions.execute(lambda connection: connection.exec_driver_sql(compiled.sql, values).rowcount)
+        return self.transactions.execute(compiled, values)
 
     def compile(self, statement: Statement) -> Compiled:
         """A statement as the driver takes it. Compiled once."""

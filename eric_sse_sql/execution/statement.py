@@ -39,8 +39,13 @@ class Compiled:
 
 def fetch_rows(connection: Connection, compiled: Compiled, values: Any) -> Sequence[Row]:
     """Run a compiled statement through SQLAlchemy. All its rows; none of a statement that returns none."""
+    return run_compiled(connection, compiled, values)[0]
+
+
+def run_compiled(connection: Connection, compiled: Compiled, values: Any) -> tuple[Sequence[Row], int]:
+    """The same, with the number of rows that it has changed."""
     result = connection.exec_driver_sql(compiled.sql, values)
-    return result.fetchall() if result.returns_rows else ()
+    return result.fetchall() if result.returns_rows else (), result.rowcount
 
 
 class Statement:

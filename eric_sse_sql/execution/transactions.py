@@ -20,7 +20,7 @@ from eric_sse_sql.errors import driver_error, repository_errors
 from eric_sse_sql.execution.driver import Driver, Repeats
 from eric_sse_sql.execution.engines import JOINABLE
 from eric_sse_sql.execution.options import check_execution_options
-from eric_sse_sql.execution.statement import Compiled, Row, fetch_rows
+from eric_sse_sql.execution.statement import Compiled, Row, fetch_rows, run_compiled
 
 TRIES = 5  # of a transaction that conflicts with others
 RETRY_SECONDS = 0.001, 0.05  # the shortest and the longest pause between two tries
@@ -213,17 +213,20 @@ class Transactions:
             return current.begun.execute(lambda connection: fetch_rows(connection, compiled, values))
         connection = current.connection()
         with self._savepoint(current, connection) if current.needs_savepoints else nullcontext():
-            return fetch_rows(connection, compiled, values)
+            return self._driver.run_joined(connection, compiled, values)[0]
 
-    def execute(self, run: Callable[[Connection], Result]) -> Result:
-        """Run one statement on the connection of the open transaction.
+    def execute(self, compiled: Compiled, values: Any) -> int:
+        """Run a statement in the open transaction. How many rows it has changed.
 
+        :param values: those of one execution, or a list of those of many
         :raises RepositoryError: when none is open
         """
         current = self._current()
         if current is None:
             raise RepositoryError("no transaction is open here; ask inside transaction() or join()")
-        return run(current.connection()) if current.begun is None else current.begun.execute(run)
+        if current.begun is None:
+            return self._driver.run_joined(current.connection(), compiled, values)[1]
+        return current.begun.execute(lambda connection: run_compiled(connection, compiled, values))[1]
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -363,8 +366,9 @@ class Transactions:
             raise RepositoryError("another transaction of this Database is open here; join first, or end that one")
         if (connection.dialect.name, connection.dialect.driver) not in JOINABLE:
             raise RepositoryError(
-                f"a connection of {connection.dialect.name}+{connection.dialect.driver} can't be joined; "
-                "connect with psycopg (postgresql+psycopg://...) or with SQLite"
+                f"a connection of {connection.dialect.name}+{connection.dialect.driver} can't be joined; give that "
+                "engine one of these drivers: psycopg, asyncpg, psycopg2 or pg8000 for Postgres, pysqlite or aiosqlite "
+                "for SQLite"
             )
         check_execution_options(connection.get_execution_options(), self._schema, "the connection")
         if connection.dialect.name != self._driver.engine.dialect.name or not self._driver.is_same_database(connection):

@@ -13,18 +13,18 @@ from sqlalchemy import Connection, Engine, PoolProxiedConnection, event
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from eric_sse_sql.errors import OutcomeUnknown, driver_error
+from eric_sse_sql.errors import OutcomeUnknown, driver_error, sqlstate
 from eric_sse_sql.execution.dialect import Dialect
 from eric_sse_sql.execution.driver import CommitSignal, DriverConnection, Repeats
+from eric_sse_sql.execution.postgres import other_drivers
 from eric_sse_sql.execution.postgres import session as sessions
 from eric_sse_sql.execution.postgres.dialect import PostgresDialect
-from eric_sse_sql.execution.postgres.session import Session, has_plain_cursors
-from eric_sse_sql.execution.statement import Compiled, Row, fetch_rows
+from eric_sse_sql.execution.postgres.session import DISCARD_PLANS, Session, has_plain_cursors
+from eric_sse_sql.execution.statement import Compiled, Row, fetch_rows, run_compiled
 
 logger = logging.getLogger("eric_sse_sql")
 
 PINNED_CONNECTIONS = 2  # one for the calling thread, and one for a background thread that runs at the same time
-DISCARD_PLANS = "DISCARD PLANS"
 #: Serialization failure, deadlock; foreign key and unique violations, which a row that was deleted or inserted causes.
 CONFLICTS = {"40001", "40P01", "23503", "23505"}
 BEGIN_READ_COMMITTED = "BEGIN ISOLATION LEVEL READ COMMITTED"
@@ -160,10 +160,10 @@ class PostgresDriver:
         return sessions.is_refusal(error)
 
     def is_null_refused(self, error: BaseException) -> bool:
-        return getattr(error, "sqlstate", None) == "23502"
+        return sqlstate(error) == "23502"
 
     def is_conflict(self, error: BaseException) -> bool:
-        return getattr(error, "sqlstate", None) in CONFLICTS
+        return sqlstate(error) in CONFLICTS
 
     def detached_connection(self) -> Any:
         while True:  # each connection of the pool at most once
@@ -257,11 +257,12 @@ class PostgresDriver:
     def is_same_database(self, connection: Connection) -> bool:
         if connection.engine.pool is self.engine.pool:
             return True
-        if self._address is None:
-            with closing(self.engine.raw_connection()) as pooled:
-                self._address = _address(pooled.driver_connection)
-        if _address(connection.connection.driver_connection) == self._address:
-            return True
+        if _is_psycopg(connection):
+            if self._address is None:
+                with closing(self.engine.raw_connection()) as pooled:
+                    self._address = _address(pooled.driver_connection)
+            if _address(connection.connection.driver_connection) == self._address:
+                return True
         with suppress(DBAPIError), connection.begin_nested():  # a savepoint: a refused query leaves the rest usable
             theirs = _server(connection)
             with self.engine.connect() as own:
@@ -269,15 +270,25 @@ class PostgresDriver:
         return False
 
     def is_in_autocommit(self, connection: Connection) -> bool:
+        if not _is_psycopg(connection):
+            return other_drivers.is_in_autocommit(connection)
         driver: Any = connection.connection.driver_connection
         return bool(driver.autocommit) and _is_idle(driver)
 
     def begin_joined(self, connection: Connection) -> None:
+        if not _is_psycopg(connection):
+            other_drivers.prepare(connection)
+            return
         session = self._session(connection.connection)
         if not session.is_checked:
             with connection.begin_nested():  # a savepoint: a refused query leaves the rest usable
                 session.check(connection.connection.cursor())
         self._discard_old_plans(connection.connection)  # psycopg begins with the first statement
+
+    def run_joined(self, connection: Connection, compiled: Compiled, values: Any) -> tuple[Sequence[Row], int]:
+        if not _is_psycopg(connection):
+            return other_drivers.run(connection, compiled.sql, values)
+        return run_compiled(connection, compiled, values)
 
     def _discard_old_plans(self, pooled: PoolProxiedConnection) -> None:
         if self._session(pooled).expire_plans():
@@ -376,6 +387,10 @@ def _check_statements(engine: Engine) -> None:
             "the engine has server_side_cursors, which work in a transaction only, and single statements run in "
             "autocommit; make it without them, and set stream_results on your own statements"
         ) from NotImplementedError("server_side_cursors")
+
+
+def _is_psycopg(connection: Connection) -> bool:
+    return connection.dialect.driver == "psycopg"
 
 
 def _cursor(connection: Any) -> Any:

@@ -17,6 +17,7 @@ from eric_sse_sql.execution.postgres.connection import BoundedConnection, defaul
 from eric_sse_sql.execution.values import check_values
 
 PLAN_SECONDS = 1.0  # the age at which the cached plans of a connection are discarded
+DISCARD_PLANS = "DISCARD PLANS"
 READ_COMMITTED = b"read committed"
 ASK = b"SELECT pg_backend_pid(), current_setting('default_transaction_isolation')"
 SAMPLE = "SELECT %s::bytea, %s::text, %s::bigint, %s::integer, %s::boolean, %s::float8"

@@ -21,7 +21,7 @@ from eric_sse_sql.execution.sqlite.dialect import SqliteDialect
 from eric_sse_sql.execution.sqlite.engine import busy_seconds, is_in_memory
 from eric_sse_sql.execution.sqlite.open_files import OpenFiles
 from eric_sse_sql.execution.sqlite.samples import check_samples
-from eric_sse_sql.execution.statement import Compiled, Row, fetch_rows
+from eric_sse_sql.execution.statement import Compiled, Row, fetch_rows, run_compiled
 
 OLDEST = 3, 35  # the first release of SQLite with RETURNING
 OPEN_FILES = "eric_sse_sql.open_files"  # the key in what the pool keeps with a connection
@@ -249,6 +249,9 @@ class SqliteDriver:
                 raise _rolled_back()
             connection.exec_driver_sql("BEGIN IMMEDIATE")
         connection.info[BEGUN] = connection.get_transaction()
+
+    def run_joined(self, connection: Connection, compiled: Compiled, values: Any) -> tuple[Sequence[Row], int]:
+        return run_compiled(connection, compiled, values)
 
     def refuse_commit(self, connection: Connection) -> None:
         transaction, driver = connection.get_transaction(), cast(Any, connection.connection.driver_connection)
