@@ -6,13 +6,12 @@ A message stored as JSON is its payload alone, as UTF-8; its type is the other c
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, NoReturn
+from typing import NamedTuple
 
 from eric_sse.exception import RepositoryError
 from eric_sse.message import Message, MessageContract
 
+from eric_sse_sql import plain_json
 from eric_sse_sql.arguments import kind_of, validate_type
 from eric_sse_sql.codec import PersistentReference, PickleCodec, class_path
 from eric_sse_sql.errors import repository_errors
@@ -22,11 +21,7 @@ from eric_sse_sql.pickles.signature import SIGNATURE_BYTES, SIGNATURE_MARK
 PICKLE, JSON = "pickle", "json"
 FORMATS = PICKLE, JSON
 MAX_TYPE_CHARACTERS = 255
-MAX_JSON_DEPTH = 200  # of lists and dicts in each other. SQLite reads 1,000; what Python reads depends on the caller
-_PICKLE_START = b"\x80"
-_SCALARS = frozenset((type(None), bool, int, float, str))
-_STR_ONLY = frozenset((str,))
-_ADVICE = 'send a Message with plain data, or make the Database without messages="json"'
+PICKLE_START = b"\x80"
 
 
 class Serialized(NamedTuple):
@@ -38,7 +33,7 @@ class Serialized(NamedTuple):
     @property
     def is_json(self) -> bool:
         """Whether the content is JSON."""
-        return self.content[:1] != _PICKLE_START
+        return self.content[:1] != PICKLE_START
 
 
 class MessageCodec:
@@ -94,7 +89,7 @@ class MessageCodec:
 
         :raises RepositoryError: for another size or signature, and for a value that is no blob
         """
-        is_json = isinstance(blob, bytes) and _content_start(blob) != _PICKLE_START
+        is_json = isinstance(blob, bytes) and _content_start(blob) != PICKLE_START
         return Serialized(message_type, self.codec.verify(blob, _context(message_type, context, is_json)))
 
     def deserialize(self, serialized: Serialized, reference: PersistentReference | None = None) -> MessageContract:
@@ -104,7 +99,7 @@ class MessageCodec:
         :raises RepositoryError: when it is damaged, or has an object of a class that is not allowed
         """
         if serialized.is_json:
-            return Message(serialized.message_type, _parsed(serialized.content))
+            return Message(serialized.message_type, plain_json.loaded(serialized.content))
         message: MessageContract = self.codec.unpickled(serialized.content, reference)
         return message
 
@@ -125,9 +120,9 @@ class MessageCodec:
         serialized = self.verify(message_type, blob, context)
         if not serialized.is_json:
             return None
-        payload = _parsed(serialized.content)
+        payload = plain_json.loaded(serialized.content)
         has_line_breaks = b"\n" in serialized.content or b"\r" in serialized.content  # where plain SQL wrote it
-        return _encoded(payload) if has_line_breaks else serialized.content
+        return plain_json.dumped(payload) if has_line_breaks else serialized.content
 
 
 def column_type(message: MessageContract) -> str:
@@ -162,7 +157,8 @@ def _json_of(message: MessageContract, shown_type: str) -> bytes:
     content = message_blob.content_of(message)
     if content is None:
         raise RepositoryError(
-            f"a message of class {class_path(type(message))} can't be stored as JSON; {_ADVICE}"
+            f"a message of class {class_path(type(message))} can't be stored as JSON; send a Message, or make the "
+            'Database without messages="json"'
         ) from TypeError(kind_of(message))
     message_type, payload = content
     if type(message_type) is not str or message_type != shown_type:
@@ -170,60 +166,4 @@ def _json_of(message: MessageContract, shown_type: str) -> bytes:
             f"the type of a message that is stored as JSON must be a str of at most {MAX_TYPE_CHARACTERS} characters, "
             "without NUL and lone surrogates"
         ) from ValueError(kind_of(message_type))
-    try:
-        _check_payload(payload, 0)
-        return _encoded(payload)
-    except RecursionError as error:  # of a caller that is near the limit itself
-        _refuse("as many lists and dicts in each other", error)
-    except UnicodeEncodeError as error:
-        _refuse("text that has a lone surrogate", error)
-    except ValueError as error:
-        _refuse("NaN, an infinity, or an int of more digits than Python reads", error)
-
-
-def _check_payload(value: Any, depth: int) -> None:
-    """Do nothing for plain data, of exactly the types that come back equal; a tuple comes back as a list."""
-    kind = type(value)
-    if kind in _SCALARS:
-        return
-    items: Iterable[Any]
-    if kind is dict:
-        if not _STR_ONLY.issuperset(map(type, value)):
-            _refuse("a dict with a key that is no str", TypeError("key"))
-        items = value.values()
-    elif kind is list or kind is tuple:
-        items = value
-    else:
-        _refuse(f"an object of class {class_path(kind)}", TypeError(kind_of(value)))
-    if depth == MAX_JSON_DEPTH:
-        _refuse(f"more than {MAX_JSON_DEPTH} lists and dicts in each other", ValueError("depth"))
-    if not _SCALARS.issuperset(map(type, items)):
-        for item in items:
-            _check_payload(item, depth + 1)
-
-
-def _refuse(what: str, cause: Exception) -> NoReturn:
-    raise RepositoryError(f"a payload can't be stored as JSON with {what}; {_ADVICE}") from cause
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
-
-
-_dumped: Callable[[Any], str] = json.JSONEncoder(
-    ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",", ":")
-).encode
-_loaded: Callable[[str], Any] = json.JSONDecoder(parse_constant=_refuse_constant).decode
-
-
-def _encoded(payload: Any) -> bytes:
-    return _dumped(payload).encode()
-
-
-def _parsed(content: bytes) -> Any:
-    try:
-        return _loaded(str(content, "utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise RepositoryError(
-            f"a stored blob is damaged: it is neither a pickle of this package nor JSON ({type(error).__name__})"
-        ) from error
+    return plain_json.dumped(payload)

@@ -98,10 +98,9 @@ class SqlStorageEngine(KvStorageEngine):
         pages = keyset_pages(
             self.database, entries.FIRST_PAGE, entries.NEXT_PAGE, start, FIRST_PAGE_ROWS, PAGE_ROWS, end=_after(start)
         )
-        decode, database = self.database.codec.decode, self.database
         for page in pages:
             for entry_key, blob in page:
-                yield decode(blob, entries.CONTEXT + entry_key, database)
+                yield self.value(entry_key, blob)
 
 
 def keyset_pages(

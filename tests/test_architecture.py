@@ -17,7 +17,7 @@ PACKAGE = REPOSITORY / NAME
 
 #: From bottom to top. Modules and sub-packages import those of lower layers, and of their own without a cycle.
 LAYERS = (
-    {"keys", "models", "pickles"},
+    {"keys", "models", "pickles", "plain_json"},
     {"arguments", "contract"},
     {"allow_list", "codec", "errors", "message_codec"},
     {"execution"},

@@ -36,7 +36,7 @@ from eric_sse_sql.keys import (
     validate_key,
 )
 from eric_sse_sql.queues import BlockingSqlQueue, SqlQueue, is_pushed_by_statement
-from eric_sse_sql.repositories.objects import ObjectStorage, listener_template, queue_template
+from eric_sse_sql.repositories.objects import ChannelStorage, ObjectStorage, listener_template, queue_template
 from eric_sse_sql.sql import connections as sql
 from eric_sse_sql.sql import entries, events
 from eric_sse_sql.sql.connections import Deletion, KnownConnection, LogPlace, StoredChannel, StoredConnection
@@ -91,9 +91,10 @@ class ChannelStore:
         self._database = database
         self._executor = database.executor
         queue_templates = [queue_template(database, each) for each in (SqlQueue, BlockingSqlQueue)]
-        self.listeners = ObjectStorage(database, self.listeners_namespace, [listener_template(database)])
+        listener_templates = [listener_template(database, is_started=is_started) for is_started in (False, True)]
+        self.listeners = ObjectStorage(database, self.listeners_namespace, listener_templates)
         self.queues = ObjectStorage(database, self.queues_namespace, queue_templates)
-        self.channel_objects = ObjectStorage(database, CHANNELS)
+        self.channel_objects = ChannelStorage(database, CHANNELS)
 
     # Connections
 
