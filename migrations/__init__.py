@@ -35,6 +35,7 @@ __all__ = [
     "upgrade",
 ]
 
+ALEMBIC_INI = str(Path(__file__).parent / "alembic.ini")  # for `alembic -c`
 VERSIONS = str(Path(__file__).parent / "versions")  # for the version_locations of an application
 OWN_TABLES = TABLE_NAMES | {VERSION_TABLE}
 

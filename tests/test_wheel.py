@@ -21,7 +21,7 @@ import httpx
 import pytest
 from sqlalchemy import URL, make_url
 
-from support.catalog import REPOSITORY, address
+from support.catalog import REPOSITORY, address, tables
 from support.waiting import DEADLINE
 
 README = (REPOSITORY / "README.md").read_text()
@@ -82,18 +82,33 @@ def test_the_wheel_holds_the_package_and_its_migrations_and_nothing_else(wheel: 
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     package = {f"eric_sse_sql/{name}" for name in files_of(REPOSITORY / "eric_sse_sql", "**/*.py", "py.typed")}
-    scripts = files_of(REPOSITORY / "migrations", "*.py", "script.py.mako", "versions/*.py")
+    scripts = files_of(REPOSITORY / "migrations", "*.py", "alembic.ini", "script.py.mako", "versions/*.py")
     assert {"env.py", "versions/__init__.py", "versions/eric_sse_sql_0001_tables.py"} <= scripts
     expected = package | {f"eric_sse_sql/migrations/{name}" for name in scripts}
     assert {name for name in names if ".dist-info/" not in name} == expected
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
+    assert any(name.endswith(".dist-info/entry_points.txt") for name in names)
 
 
 def test_the_source_distribution_holds_the_migrations(sdist: Path) -> None:
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    assert {f"migrations/{name}" for name in files_of(REPOSITORY / "migrations", "*.py", "*.mako", "*/*.py")} <= names
+    migrations = files_of(REPOSITORY / "migrations", "*.py", "*.ini", "*.mako", "*/*.py")
+    assert {f"migrations/{name}" for name in migrations} <= names
     assert {"pyproject.toml", "LICENSE", "eric_sse_sql/py.typed"} <= names
+
+
+@pytest.fixture(scope="module")
+def scripts(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Path:
+    """The folder of the programs of an environment in which the README's lines have installed the wheel."""
+    folder = tmp_path_factory.mktemp("installed")
+    venv.create(folder, with_pip=True, symlinks=os.name != "nt")
+    (pip,) = {*folder.glob("bin/pip"), *folder.glob("Scripts/pip.exe")}
+    assert INSTALL
+    for line in INSTALL:
+        words = [re.sub(r"^eric_sse_sql\b", str(wheel), word) for word in shlex.split(line, comments=True)]
+        run(pip, *words[1:], folder=folder, PIP_NO_COMPILE="1")
+    return pip.parent
 
 
 @contextmanager
@@ -142,20 +157,13 @@ def events(lines: Iterator[str]) -> Iterator[dict[str, str]]:
 
 
 def test_the_first_example_of_the_readme_brings_events_to_a_browser(
-    wheel: Path, new_postgres: Callable[[], URL], tmp_path: Path
+    scripts: Path, new_postgres: Callable[[], URL], tmp_path: Path
 ) -> None:
-    venv.create(tmp_path / "venv", with_pip=True, symlinks=os.name != "nt")
-    (pip,) = {*tmp_path.glob("venv/bin/pip"), *tmp_path.glob("venv/Scripts/pip.exe")}
-    assert INSTALL
-    for line in INSTALL:
-        words = [re.sub(r"^eric_sse_sql\b", str(wheel), word) for word in shlex.split(line, comments=True)]
-        run(pip, *words[1:], folder=tmp_path, PIP_NO_COMPILE="1")
-
     for url in (URL_OF_README, address(new_postgres())):
         folder = tmp_path / make_url(url).get_backend_name()
         folder.mkdir()
         (folder / "app.py").write_text(APPLICATION.replace(URL_OF_README, url))
-        with served(pip.with_stem("uvicorn"), folder) as client:
+        with served(scripts / "uvicorn", folder) as client:
             assert "new EventSource(" in client.get("/").text
             assert client.get("/events/nobody").status_code == 404
             listener_id = client.post("/listeners").json()
@@ -165,5 +173,18 @@ def test_the_first_example_of_the_readme_brings_events_to_a_browser(
                 first, second = next(received), next(received)
             assert (first["event"], json.loads(first["data"])) == ("news", {"text": "hello"})
             assert json.loads(second["data"]) == {"text": "hello again"}
-        with served(pip.with_stem("uvicorn"), folder) as client, streamed(client, listener_id, first["id"]) as received:
+        with served(scripts / "uvicorn", folder) as client, streamed(client, listener_id, first["id"]) as received:
             assert next(received) == second
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the lines are for a POSIX shell")
+def test_the_documented_lines_upgrade_from_an_empty_folder(scripts: Path, empty_url: URL, tmp_path: Path) -> None:
+    folder = tmp_path / "an empty folder"
+    folder.mkdir()
+    documented = (REPOSITORY / "docs" / "command.md").read_text().splitlines()
+    (alembic,) = (line for line in documented if line.startswith("python -m alembic "))
+    environment = {"PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}", "ERIC_SSE_SQL_URL": address(empty_url)}
+    for line in (alembic, "python -m eric_sse_sql check", alembic.replace("upgrade head", "downgrade base")):
+        run("sh", "-c", line, folder=folder, **environment)
+    assert tables(empty_url) <= {"eric_sse_sql_version"}
+    assert list(folder.iterdir()) == []
