@@ -7,6 +7,9 @@ import sys
 from importlib.metadata import version as version_of
 from pathlib import Path
 
+from pygments.lexers.sql import PostgresLexer
+from sphinx.application import Sphinx
+
 logging.getLogger("alembic").setLevel(logging.WARNING)  # imported with the migrations
 sys.path.insert(0, str(Path(__file__).parent))  # for the extension in figures.py
 
@@ -25,3 +28,7 @@ myst_heading_anchors = 3  # links lead to headings, as on the pages of a reposit
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 python_maximum_signature_line_length = 100
+
+
+def setup(app: Sphinx) -> None:
+    app.add_lexer("sql", PostgresLexer)  # which knows the dollars around functions, too
