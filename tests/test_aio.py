@@ -21,21 +21,11 @@ from eric_sse_sql.wakeups.background import CALL_THREADS
 from support.application import ApplicationError
 from support.databases import opened
 from support.forking import fork, forking
-from support.loops import LoopTicks, locked, run
+from support.loops import LoopTicks, eventually, locked, run
 from support.queues import BlockingQueueWithoutWait
 from support.waiting import DEADLINE
 
 CANCELLED_WAITS = 300
-
-
-async def eventually(condition: Callable[[], object]) -> None:
-    """Let the event loop run until a condition holds."""
-
-    async def poll() -> None:
-        while not condition():
-            await asyncio.sleep(0.002)
-
-    await asyncio.wait_for(poll(), DEADLINE)
 
 
 async def turns(count: int) -> None:

@@ -23,6 +23,16 @@ def run(main: Callable[[], Awaitable[Any]]) -> Any:
     return asyncio.run(in_time())
 
 
+async def eventually(condition: Callable[[], object]) -> None:
+    """Let the event loop run until a condition holds."""
+
+    async def poll() -> None:
+        while not condition():
+            await asyncio.sleep(0.002)
+
+    await asyncio.wait_for(poll(), DEADLINE)
+
+
 @contextmanager
 def locked(url: URL, table: str = "sse_messages") -> Iterator[None]:
     """Another connection holds a table locked: for ten seconds at most, so that a blocked event loop goes on."""
