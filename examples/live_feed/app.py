@@ -30,6 +30,8 @@ from anyio import create_task_group, sleep
 from eric_sse.exception import InvalidListenerException, RepositoryError
 from eric_sse.listener import MessageQueueListener
 from eric_sse.message import Message
+from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
 from sse_starlette.sse import EventSourceResponse
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -46,6 +48,11 @@ RETRY_MILLISECONDS = 1_000  # after which a browser that lost its stream comes b
 MAX_BODY_BYTES, MAX_TEXT_CHARACTERS = 1 << 16, 1_000
 # Longer than some minutes: the database is told every half minute which streams are open.
 FORGET_AFTER = timedelta(seconds=float(os.environ.get("FORGET_SECONDS", 24 * 60 * 60)))
+# Browsers that had a stream in the last minute, and the position of the last event.
+STATUS = text(
+    "SELECT streaming, coalesce(last_position, 0) AS position FROM sse_channel_overview LEFT JOIN sse_event_logs "
+    "ON sse_event_logs.channel_id = sse_channel_overview.channel_id WHERE sse_channel_overview.channel_id = :channel_id"
+)
 GONE = {"event": "gone", "data": "the listener is deleted"}  # a browser drops an event without data
 # The page needs nothing from elsewhere, and nothing else may slip in.
 HEADERS = {
@@ -110,7 +117,17 @@ def subscribe(request: Request) -> Response:
         connection = repository.connections_factory.create()
         repository.connections_repository.persist(CHANNEL, connection)
         listener = connection.listener
-    return JSONResponse({"listener_id": listener.id})
+    return JSONResponse({"listener_id": listener.id, **counts()})
+
+
+def status(_: Request) -> Response:
+    return JSONResponse(counts())
+
+
+def counts() -> dict[str, int]:
+    with database.engine.connect() as connection:
+        row = connection.execute(STATUS, {"channel_id": CHANNEL}).one()
+    return {"streaming": row.streaming, "position": row.position}
 
 
 def leave(request: Request) -> Response:
@@ -162,9 +179,7 @@ def stream(request: Request) -> Response:
 async def events(
     channel: SqlSSEChannel, listener: MessageQueueListener, last_event_id: str | None
 ) -> AsyncIterator[dict[str, Any]]:
-    """The events after the last one that a browser has seen, until the listener is deleted. Those sent before now are
-    replayed."""
-    opened = time.time()
+    """The events after the last one that a browser has seen, until the listener is deleted."""
     yield {"comment": "open", "retry": channel.retry_timeout_milliseconds}
     with suppress(InvalidListenerException):  # deleted since it was looked up
         async with aclosing(channel.message_stream(listener, last_event_id)) as messages:
@@ -173,8 +188,6 @@ async def events(
                     if "id" not in event:
                         return  # the database fails: the page shows it, comes back, and goes on where it was
                     event["event"] = "reset"  # a message that can't be read is missing on the page
-                if event["event"] == "message":
-                    event["data"]["replayed"] = event["data"]["sent"] < opened
                 yield {**event, "data": json.dumps(event["data"])}
     yield GONE
 
@@ -186,7 +199,7 @@ def refused(_: Request, error: HTTPException) -> Response:
     return JSONResponse({"message": error.detail}, error.status_code, error.headers)
 
 
-def database_failed(_: Request, error: RepositoryError) -> Response:
+def database_failed(_: Request, error: Exception) -> Response:
     return JSONResponse({"message": "the database failed; try again later"}, 503)
 
 
@@ -197,10 +210,12 @@ app = Starlette(
         Route("/listeners", subscribe, methods=["POST"]),
         Route("/listeners/{listener_id}", leave, methods=["DELETE"]),
         Route("/messages", post, methods=["POST"]),
+        Route("/status", status),
         Route("/stream/{listener_id}", stream),
     ],
     exception_handlers={
         HTTPException: refused,
         RepositoryError: database_failed,
+        SQLAlchemyError: database_failed,
     },
 )

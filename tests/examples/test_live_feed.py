@@ -21,24 +21,21 @@ from pathlib import Path
 import httpx
 import pytest
 from eric_sse.message import Message
-from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
 from sqlalchemy import URL, make_url, text
 
 from eric_sse_sql import Database
 from eric_sse_sql.contract import ERIC_SSE_2_0
+from support.browsers import CHROMIUM, chromium
 from support.catalog import REPOSITORY
 from support.processes import fork_server, repository
 from support.waiting import until
 
 EXAMPLE = REPOSITORY / "examples" / "live_feed"
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-QUIET = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-)
 PATIENCE = 30.0  # seconds until a wait fails
 PAUSE = 0.03  # seconds between two numbered messages
 ENDED = "The stream has ended: this browser's listener was deleted. Press Join to go on with a new one."
+FORGOTTEN = "The server has forgotten this browser: some messages may be missing."
 REPLAYED = re.compile(r"replayed (\d+) messages?\.$")
 
 pytestmark = [
@@ -112,10 +109,8 @@ def broadcasting(url: URL) -> Iterator[tuple[Synchronized[int], Event]]:
 
 @pytest.fixture(scope="module")
 def launched() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET.split())
+    with chromium() as launched:
         yield launched
-        launched.close()
 
 
 @pytest.fixture
@@ -136,6 +131,13 @@ def server(shared_url: URL) -> Iterator[Server]:
 def servers(shared_url: URL) -> Iterator[list[Server]]:
     """Two servers on one database."""
     with serving(shared_url, 2) as started:
+        yield started
+
+
+@pytest.fixture
+def sqlite_server(tmp_path: Path) -> Iterator[Server]:
+    """A server for tests of what a page looks like, which is the same on each database."""
+    with serving(make_url(f"sqlite:///{tmp_path / 'live.db'}"), 1) as (started,):
         yield started
 
 
@@ -339,11 +341,73 @@ def test_seven_tabs_of_a_browser_show_every_message_once_and_in_order_though_the
 
 def test_an_empty_page_says_what_to_do(server: Server, browser: Browser) -> None:
     page = opened(browser, server)
-    hint = page.get_by_text("No messages yet. Type one below")
+    hint = page.get_by_text("Type one below")
     expect(hint).to_be_visible()
     type_message(page, "the first one")
     shows_message(page, "the first one")
     expect(hint).to_be_hidden()
+
+
+def test_pages_show_what_other_programs_send_and_how_many_browsers_are_connected(
+    shared_url: URL, servers: list[Server], browser: Browser
+) -> None:
+    pages = [opened(browser, server) for server in servers]
+    for page in pages:
+        shows(page, "Browsers", "2 browsers connected")
+    with Database(shared_url, messages="json") as database:
+        channel = repository(database, of_21=True).load_one("live")
+        for payload in ({"text": "an object"}, "a text", {"row": [1, None]}):
+            channel.broadcast(Message("message", payload))
+    for page in pages:
+        shows_message(page, '{"row":[1,null]}')
+        assert texts(page) == ["an object", "a text", '{"row":[1,null]}']
+
+
+def test_a_narrow_page_has_times_below_texts_and_counts_what_a_reader_who_scrolled_up_does_not_see(
+    sqlite_server: Server, browser: Browser
+) -> None:
+    page = opened(browser.new_context(viewport={"width": 320, "height": 480}), sqlite_server)
+    for number in range(12):
+        type_message(page, f"number {number} " + "of many words" * 4 + "w" * 50)
+        expect(entries(page)).to_have_count(number + 1)
+    newer = page.get_by_role("button", name="new message")
+    expect(newer).to_be_hidden()
+    expect(entries(page).last).to_be_in_viewport()
+    text_box, time_box = (entries(page).last.locator(each).bounding_box() for each in (".text", "time"))
+    assert text_box is not None and time_box is not None
+    assert time_box["y"] >= text_box["y"] + text_box["height"]
+    assert page.evaluate("document.documentElement.scrollWidth") <= 320
+
+    page.get_by_role("log").evaluate("log => log.scrollTo({top: 0, behavior: 'instant'})")
+    other = opened(browser, sqlite_server)
+    for typed in ("one more", "the last one"):
+        type_message(other, typed)
+        shows_message(other, typed)
+    expect(newer).to_have_text("2 new messages ↓")
+    expect(entries(page).first).to_be_in_viewport()
+    newer.press("Enter")
+    expect(entries(page).last).to_be_in_viewport()
+    expect(newer).to_be_hidden()
+
+
+def test_forced_colors_tell_the_states_of_the_connection_apart(sqlite_server: Server, browser: Browser) -> None:
+    page = opened(browser.new_context(forced_colors="active", reduced_motion="reduce"), sqlite_server)
+    box = page.get_by_label("Connection", exact=True).bounding_box()
+    assert box is not None
+
+    def symbol() -> bytes:
+        return page.screenshot(clip={"x": box["x"], "y": box["y"], "width": 12, "height": box["height"]})
+
+    symbols = {"live": symbol()}
+    page.get_by_role("button", name="Leave").click()
+    shows(page, "Connection", "ended")
+    symbols["ended"] = symbol()
+    page.get_by_role("button", name="Join").click()
+    shows(page, "Connection", "live")
+    sqlite_server.kill()
+    shows(page, "Connection", "reconnecting")
+    symbols["reconnecting"] = symbol()
+    assert len(set(symbols.values())) == 3
 
 
 def test_the_stream_of_a_deleted_listener_ends_and_the_page_says_so_until_it_joins_again(
@@ -352,13 +416,13 @@ def test_the_stream_of_a_deleted_listener_ends_and_the_page_says_so_until_it_joi
     page = opened(browser, servers[0])
     tab = opened(page.context, servers[0])
     (listener_id,) = listener_ids(shared_url)
-    asked: list[str] = []
-    page.on("request", lambda request: asked.append(request.url))
     answer = httpx.delete(f"{servers[1].address}/listeners/{listener_id}", trust_env=False)
     assert answer.status_code == 204
     for each in (page, tab):
         shows(each, "Connection", "ended")
         expect(entries(each)).to_have_text(ENDED)
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
     page.wait_for_timeout(1_500)  # in which a browser would connect again, which it does after a second
     assert asked == []
     assert listener_ids(shared_url) == []
@@ -374,7 +438,7 @@ def test_the_stream_of_a_deleted_listener_ends_and_the_page_says_so_until_it_joi
         shows(each, "Connection", "ended")
 
 
-def test_a_listener_that_was_deleted_while_no_worker_served_is_not_asked_for_again(
+def test_a_page_whose_listener_was_deleted_while_no_worker_served_goes_on_with_a_new_one(
     shared_url: URL, servers: list[Server], browser: Browser
 ) -> None:
     page = opened(browser, servers[0])
@@ -383,8 +447,8 @@ def test_a_listener_that_was_deleted_while_no_worker_served_is_not_asked_for_aga
     shows(page, "Connection", "reconnecting")
     httpx.delete(f"{servers[1].address}/listeners/{listener_id}", trust_env=False)
     servers[0].start()
-    shows(page, "Connection", "ended")
-    expect(entries(page)).to_have_text(ENDED)
+    shows(page, "Connection", "live")
+    expect(entries(page)).to_have_text(FORGOTTEN)
 
 
 def test_a_browser_without_a_page_is_forgotten_and_gets_a_new_listener_when_it_comes_back(
@@ -413,8 +477,7 @@ def test_a_browser_without_a_page_is_forgotten_and_gets_a_new_listener_when_it_c
         shows(gone, "Connection", "live")
         type_message(there, "after")
         shows_message(gone, "after")
-        forgotten = "The server has forgotten this browser: some messages may be missing."
-        assert texts(gone) == ["before", forgotten, "after"]
+        assert texts(gone) == ["before", FORGOTTEN, "after"]
         shows(there, "Connection", "live")
 
 
