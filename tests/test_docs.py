@@ -32,6 +32,7 @@ from support.catalog import address, connected
 from support.pages import DOCS, PAGES, URL_OF_PAGES, snippets
 
 PRINT = re.compile(r"^ *print\(.*\)  # (.*)$", re.MULTILINE)
+TO_THE_LAST_BLOCK = re.compile(r"\A(.*^( +)\S[^\n]*)", re.MULTILINE | re.DOTALL)  # to the end of its last line
 COMMIT = re.compile(r"^( *)(?:await )?\w+\.commit\(\).*$", re.MULTILINE)
 LABELS = {"eric-sse-2.1", "sqlite", "postgres", "transaction"}
 
@@ -81,12 +82,10 @@ def run_shell(code: str, folder: Path, url: URL) -> None:
 
 
 def failing(code: str) -> str:
-    """A snippet with an error in place of its commit, or at the end of its last block, which commits."""
+    """A snippet with an error in place of its commit, or at the end of its last block, which commits there."""
     if COMMIT.search(code):
         return COMMIT.sub(r"\1raise ApplicationError", code)
-    indentation = re.match(" *", code.rstrip().splitlines()[-1])
-    assert indentation
-    return f"{code.rstrip()}\n{indentation.group()}raise ApplicationError\n"
+    return TO_THE_LAST_BLOCK.sub(r"\1\n\2raise ApplicationError", code)
 
 
 def row_counts(url: URL) -> dict[str, int]:
