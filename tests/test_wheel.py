@@ -90,12 +90,14 @@ def test_the_wheel_holds_the_package_and_its_migrations_and_nothing_else(wheel: 
     assert any(name.endswith(".dist-info/entry_points.txt") for name in names)
 
 
-def test_the_source_distribution_holds_the_migrations(sdist: Path) -> None:
+def test_the_source_distribution_holds_the_migrations_and_what_the_readme_links_to(sdist: Path) -> None:
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     migrations = files_of(REPOSITORY / "migrations", "*.py", "*.ini", "*.mako", "*/*.py")
     assert {f"migrations/{name}" for name in migrations} <= names
     assert {"pyproject.toml", "LICENSE", "eric_sse_sql/py.typed"} <= names
+    links = {link for link in re.findall(r"\]\(([^)#]+)", README) if not link.startswith("https://")}
+    assert links and links <= names
 
 
 @pytest.fixture(scope="module")
