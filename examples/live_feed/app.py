@@ -3,7 +3,7 @@
 An example: it has NO authentication. Every client that reaches it can read and write; keep it on 127.0.0.1. `make live`
 runs it, or, in this folder, any number of workers on a SQLite file or a Postgres database:
 
-    pip install "eric_sse_sql[postgres]" starlette sse-starlette uvicorn
+    pip install "eric_sse_sql[postgres,starlette]" uvicorn
     export ERIC_SSE_SQL_URL=sqlite:////tmp/live.db  # or postgresql://user@host/name
     uvicorn app:app --port 8001 &
     uvicorn app:app --port 8002 &
@@ -21,18 +21,15 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 from anyio import create_task_group, sleep
 from eric_sse.exception import InvalidListenerException, RepositoryError
-from eric_sse.listener import MessageQueueListener
 from eric_sse.message import Message
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
-from sse_starlette.sse import EventSourceResponse
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -40,7 +37,8 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from eric_sse_sql import Database, SqlSSEChannel, SqlSSEChannelRepository
+from eric_sse_sql import Database, SqlSSEChannelRepository
+from eric_sse_sql.starlette import sse_response
 
 CHANNEL = "live"
 REPLAY_SECONDS = 300
@@ -53,7 +51,6 @@ STATUS = text(
     "SELECT streaming, coalesce(last_position, 0) AS position FROM sse_channel_overview LEFT JOIN sse_event_logs "
     "ON sse_event_logs.channel_id = sse_channel_overview.channel_id WHERE sse_channel_overview.channel_id = :channel_id"
 )
-GONE = {"event": "gone", "data": "the listener is deleted"}  # a browser drops an event without data
 # The page needs nothing from elsewhere, and nothing else may slip in.
 HEADERS = {
     "Cache-Control": "no-cache",
@@ -64,7 +61,7 @@ PAGE = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
 
 logger = logging.getLogger("uvicorn.error")  # the one that uvicorn shows
 # All that a worker keeps. The channel is loaded for each request: by one statement, without its listeners.
-database = Database(os.environ["ERIC_SSE_SQL_URL"])
+database = Database(os.environ["ERIC_SSE_SQL_URL"], messages="json")
 repository = SqlSSEChannelRepository(database)
 
 
@@ -165,31 +162,10 @@ async def text_of(request: Request) -> str:
 
 
 def stream(request: Request) -> Response:
-    channel = repository.load_one(CHANNEL)
-    try:
-        listener = channel.get_listener(request.path_params["listener_id"])
-    except InvalidListenerException:
-        return EventSourceResponse([GONE])  # not a 404: a page's EventSource does not tell the status
-    # A browser that comes back by itself sends the header, and a page that was loaded again the parameter.
-    last_event_id = request.headers.get("Last-Event-ID") or request.query_params.get("last_event_id") or None
-    listener.start()
-    return EventSourceResponse(events(channel, listener, last_event_id))
-
-
-async def events(
-    channel: SqlSSEChannel, listener: MessageQueueListener, last_event_id: str | None
-) -> AsyncIterator[dict[str, Any]]:
-    """The events after the last one that a browser has seen, until the listener is deleted."""
-    yield {"comment": "open", "retry": channel.retry_timeout_milliseconds}
-    with suppress(InvalidListenerException):  # deleted since it was looked up
-        async with aclosing(channel.message_stream(listener, last_event_id)) as messages:
-            async for event in messages:
-                if event["event"] == "error":
-                    if "id" not in event:
-                        return  # the database fails: the page shows it, comes back, and goes on where it was
-                    event["event"] = "reset"  # a message that can't be read is missing on the page
-                yield {**event, "data": json.dumps(event["data"])}
-    yield GONE
+    # A page that was loaded again can't send the header Last-Event-ID.
+    last_event_id = request.query_params.get("last_event_id")
+    listener_id = request.path_params["listener_id"]
+    return sse_response(repository.load_one(CHANNEL), listener_id, request, last_event_id=last_event_id)
 
 
 # Errors
