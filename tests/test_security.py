@@ -119,7 +119,7 @@ def test_a_process_of_the_runtime_role_may_call_upgrade_where_the_tables_are_up_
 def test_the_reader_sees_the_views_and_no_table(owner_url: URL) -> None:
     engine = create_engine(owner_url.set(username=NAMES["eric_sse_reader"]))
     with engine.connect() as connection:
-        for view in ("sse_channel_overview", "sse_queue_overview"):
+        for view in ("sse_channel_overview", "sse_connection_overview", "sse_queue_overview"):
             connection.execute(text(f"SELECT * FROM {view}"))
         for table in (*sorted(TABLE_NAMES), "sse_message_payloads", "sse_event_payloads"):
             with pytest.raises(ProgrammingError, match="permission denied"), connection.begin_nested():

@@ -1,5 +1,5 @@
 """Shows the payloads of messages that are stored as JSON, in a view each of messages and events; on Postgres, makes
-functions that send from plain SQL.
+functions that send from plain SQL. Shows each connection in a view, and in that of queues what is stuck.
 
 After a downgrade, messages that are stored as JSON stay where they are; releases that know only pickles set them aside.
 
@@ -26,6 +26,52 @@ CREATE VIEW sse_event_payloads AS
 SELECT channel_id, position, listener_id, message_type, {payload} AS payload, created_at FROM sse_events
 """,
 )
+
+# One row a connection: whether it has a stream, and what waits for it, in its queue or in the log of its channel.
+CONNECTION_OVERVIEW = """
+CREATE VIEW sse_connection_overview AS
+SELECT
+    sse_connections.id AS connection_id,
+    sse_connections.channel_id,
+    sse_connections.listener_id,
+    sse_connections.queue_id,
+    coalesce(sse_connections.seen_at > {minute_ago}, false) AS is_streaming,
+    sse_connections.seen_at,
+    CAST({unseen} AS BIGINT) AS unseen_seconds,
+    (SELECT count(*) FROM sse_messages WHERE sse_messages.queue_id = sse_connections.queue_id) AS pending_messages,
+    sse_event_logs.last_position
+        - coalesce(sse_connections.position, sse_connections.start_position, 0) AS pending_events,
+    sse_connections.created_at
+FROM sse_connections LEFT JOIN sse_event_logs ON sse_event_logs.channel_id = sse_connections.channel_id
+"""
+# One row a queue. On Postgres, columns are added at the end: the view is replaced, and keeps the rights on it.
+QUEUE_OVERVIEW = """
+CREATE {or_replace}VIEW sse_queue_overview AS
+SELECT
+    queues.queue_id,
+    count(sse_messages.id) AS depth,
+    count(CASE WHEN sse_messages.leased_until > {now} THEN 1 END) AS leased,
+    min(sse_messages.created_at) AS oldest_message_at,
+    CAST({age} AS BIGINT) AS oldest_message_age_seconds{stuck}
+FROM (SELECT queue_id FROM sse_connections UNION SELECT queue_id FROM sse_messages{set_aside}) AS queues
+LEFT JOIN sse_messages ON sse_messages.queue_id = queues.queue_id
+GROUP BY queues.queue_id
+"""
+STUCK = """,
+    coalesce(max(sse_messages.delivery_count), 0) AS most_deliveries,
+    (
+        SELECT count(*) FROM sse_set_aside_messages WHERE sse_set_aside_messages.queue_id = queues.queue_id
+    ) AS set_aside"""
+SET_ASIDE = " UNION SELECT queue_id FROM sse_set_aside_messages"
+NOW = {"postgresql": "clock_timestamp()", "sqlite": "strftime('%Y-%m-%d %H:%M:%f', 'now')"}
+MINUTE_AGO = {
+    "postgresql": "clock_timestamp() - interval '1 minute'",
+    "sqlite": "strftime('%Y-%m-%d %H:%M:%f', 'now', '-60 seconds')",
+}
+AGE = {
+    "postgresql": "extract(epoch FROM clock_timestamp() - {time})",
+    "sqlite": "strftime('%s', 'now') - strftime('%s', {time})",
+}
 
 # A signature has 44 bytes. What is no JSON has no payload, and so has a text that jsonb can't hold.
 POSTGRES_PAYLOAD = """
@@ -151,6 +197,14 @@ END $$
 """
 
 
+def replace_queue_overview(database: str, or_replace: str, stuck: str, set_aside: str) -> None:
+    if not or_replace:
+        op.execute("DROP VIEW sse_queue_overview")
+    age = AGE[database].format(time="min(sse_messages.created_at)")
+    options = {"or_replace": or_replace, "stuck": stuck, "set_aside": set_aside}
+    op.execute(QUEUE_OVERVIEW.format(now=NOW[database], age=age, **options))
+
+
 def upgrade() -> None:
     is_postgres = op.get_context().dialect.name == "postgresql"
     if is_postgres:
@@ -161,11 +215,16 @@ def upgrade() -> None:
             op.execute(PIN_SEARCH_PATH.format(signature=signature))
     for view in VIEWS:
         op.execute(view.format(payload="eric_sse_payload(message)" if is_postgres else SQLITE_PAYLOAD))
+    database = op.get_context().dialect.name
+    unseen = AGE[database].format(time="coalesce(sse_connections.seen_at, sse_connections.created_at)")
+    op.execute(CONNECTION_OVERVIEW.format(minute_ago=MINUTE_AGO[database], unseen=unseen))
+    replace_queue_overview(database, "OR REPLACE " if is_postgres else "", STUCK, SET_ASIDE)
 
 
 def downgrade() -> None:
-    for view in ("sse_message_payloads", "sse_event_payloads"):
+    for view in ("sse_connection_overview", "sse_message_payloads", "sse_event_payloads"):
         op.execute(f"DROP VIEW {view}")
+    replace_queue_overview(op.get_context().dialect.name, "", "", "")
     if op.get_context().dialect.name == "postgresql":
         for signature in (*SIGNATURES, "eric_sse_payload(bytea)"):
             op.execute(f"DROP FUNCTION {signature}")

@@ -304,6 +304,32 @@ def test_views_show_people_what_waits(shared_url: URL) -> None:
     assert queues[1]["oldest_message_at"] is None
 
 
+CHANGES = (
+    "UPDATE sse_connections SET seen_at = CURRENT_TIMESTAMP WHERE id = '1'",
+    "UPDATE sse_connections SET seen_at = '2000-01-01 00:00:00', start_position = 2, position = 4 WHERE id = '2'",
+    "INSERT INTO sse_event_logs VALUES ('c', 'epoch', 9, 1, CURRENT_TIMESTAMP, 60)",
+    "UPDATE sse_messages SET delivery_count = 3 WHERE queue_id = 'q1'",
+    "INSERT INTO sse_set_aside_messages SELECT id, 'gone', message_type, message, created_at, 1, 'damaged', "
+    "CURRENT_TIMESTAMP FROM sse_messages WHERE queue_id = 'q3'",
+)
+
+
+def test_views_show_people_who_is_connected_and_what_is_stuck(shared_url: URL) -> None:
+    fill(shared_url)
+    execute(shared_url, *CHANGES)
+    with connected(shared_url) as connection:
+        found = connection.execute(text("SELECT * FROM sse_connection_overview ORDER BY connection_id"))
+        streaming, unseen = found.mappings().all()
+        query = "SELECT queue_id, depth, most_deliveries, set_aside FROM sse_queue_overview ORDER BY queue_id"
+        queues = [tuple(row) for row in connection.execute(text(query))]
+    assert (streaming["channel_id"], streaming["listener_id"], streaming["queue_id"]) == ("c", "1", "q1")
+    assert (bool(streaming["is_streaming"]), bool(unseen["is_streaming"])) == (True, False)
+    assert 0 <= streaming["unseen_seconds"] <= 60 and unseen["unseen_seconds"] > 800_000_000
+    assert (streaming["pending_messages"], streaming["pending_events"]) == (2, 9)
+    assert (unseen["pending_messages"], unseen["pending_events"]) == (0, 5)
+    assert queues == [("gone", 0, 0, 1), ("q1", 2, 3, 0), ("q2", 0, 0, 0), ("q3", 1, 0, 0)]
+
+
 # From the program
 
 
@@ -520,7 +546,7 @@ def test_tables_left_over_or_of_others_are_an_error_and_are_left_alone(empty_url
 
 def test_a_table_that_was_dropped_is_an_error_that_names_it(empty_url: URL) -> None:
     upgraded(empty_url)
-    views = ("sse_channel_overview", "sse_queue_overview", "sse_message_payloads")
+    views = ("sse_channel_overview", "sse_connection_overview", "sse_queue_overview", "sse_message_payloads")
     execute(empty_url, *(f"DROP VIEW {view}" for view in views), "DROP TABLE sse_messages")
     with Database(empty_url) as database:
         for call in (database.check, database.upgrade):
