@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import timedelta
 from functools import partial
 from types import TracebackType
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary, WeakValueDictionary, finalize
 
 from eric_sse.exception import RepositoryError
@@ -19,7 +20,7 @@ from eric_sse_sql.codec import PersistentReference, PickleCodec
 from eric_sse_sql.errors import repository_errors
 from eric_sse_sql.execution import fork
 from eric_sse_sql.execution.driver import CommitSignal
-from eric_sse_sql.execution.engines import are_same_database, driver_of, open_engine
+from eric_sse_sql.execution.engines import are_same_database, driver_of, instead_of_joining, open_engine
 from eric_sse_sql.execution.executor import Executor
 from eric_sse_sql.execution.options import check_engine_options
 from eric_sse_sql.execution.statement import Statement
@@ -30,6 +31,9 @@ from eric_sse_sql.wakeups.background import Background, background_of
 from eric_sse_sql.wakeups.expiry import EXPIRED_PAGE, expire
 from eric_sse_sql.wakeups.publisher import Publisher
 from eric_sse_sql.wakeups.watcher import QueueWatcher
+
+if TYPE_CHECKING:
+    import psycopg
 
 _HEAD = "leave it out for the newest one"
 PRUNE_ROWS = 1000  # deleted by one statement of prune(), at most
@@ -192,7 +196,9 @@ class Database(PersistentReference):
         self.executor.release()
         return self.executor.transactions.run(work)
 
-    def join(self, bind: Session | scoped_session[Any] | Connection) -> AbstractContextManager[None]:
+    def join(
+        self, bind: Session | scoped_session[Any] | Connection | psycopg.Connection[Any] | sqlite3.Connection
+    ) -> AbstractContextManager[None]:
         """All that this thread, or asyncio task, does with the database inside goes into the application's transaction.
 
         Only the application ends that: the writes are committed with it, rolled back with it, and invisible to other
@@ -204,20 +210,24 @@ class Database(PersistentReference):
 
         In asyncio, join inside ``AsyncSession.run_sync``, the session that it gives.
 
-        :param bind: a session or connection on the same database, with psycopg's own or its asyncio driver on Postgres,
-            of an engine that is not in autocommit: never :attr:`engine`, where a URL made it
+        :param bind: a session or connection of SQLAlchemy on the same database, of an engine that is not in
+            autocommit: never :attr:`engine`, where a URL made it. On Postgres its driver is psycopg, asyncpg, psycopg2
+            or pg8000. Or a driver's own ``psycopg.Connection`` or ``sqlite3.Connection``, as Django has in
+            ``connection.connection``, in a transaction or not in autocommit
         :raises RepositoryError: before anything is written, for a connection that leads to another database, is in
             autocommit, or has an option that can't be honoured; and inside another transaction of this ``Database``
         """
         self.check_open()
         if isinstance(bind, (Session, scoped_session)):
             return self.executor.transactions.joined(bind.connection)
-        if not isinstance(bind, Connection):
-            raise RepositoryError(
-                "join() takes a Session or a Connection; in asyncio, the one that run_sync() gives; not "
-                f"{kind_of(bind)}. Write `with Session(engine) as session, database.join(session):`"
-            ) from TypeError(kind_of(bind))
-        return self.executor.transactions.joined(lambda: bind)
+        if isinstance(bind, Connection):
+            return self.executor.transactions.joined(lambda: bind)
+        if self.executor.driver.is_raw(bind):
+            return self.executor.transactions.joined_raw(bind)
+        raise RepositoryError(
+            "join() takes a Session or a Connection; in asyncio, the one that run_sync() gives; not "
+            f"{kind_of(bind)}: {instead_of_joining(bind)}"
+        ) from TypeError(kind_of(bind))
 
     def in_transaction(self) -> bool:
         """Whether this thread and asyncio task are inside :meth:`transaction` or :meth:`join`."""

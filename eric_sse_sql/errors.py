@@ -149,6 +149,7 @@ _OTHER_ADVICE = (
     ("pg8000.InterfaceError", "", _UNREACHABLE),
     ("sqlalchemy.InterfaceError", "closed", _UNREACHABLE),  # of asyncpg
     ("psycopg.ProgrammingError", r"invalid connection option|bad value for", _URL_OPTION),
+    ("builtins.ConnectionError", "", _UNREACHABLE),  # which pg8000 lets pass
     ("builtins.ModuleNotFoundError", r"\bpsycopg\b", _NO_PSYCOPG),
     ("builtins.ImportError", r"pq wrapper|requested psycopg", _NO_LIBPQ),
     ("builtins.UnicodeEncodeError", "", _ENCODING),
@@ -252,6 +253,7 @@ def without_values(error: BaseException) -> BaseException:
         error.args = (diagnosis.message_primary,)
     elif fields:
         error.args = ({name: value for name, value in fields.items() if name not in _QUOTING_FIELDS},)
+        error.__cause__ = error.__context__ = None
     elif sqlstate(error) and error.args:  # of asyncpg, as SQLAlchemy adapts it
         error.args = (_QUOTING_LINES.split(str(error.args[0]), maxsplit=1)[0], *error.args[1:])
         error.__cause__ = error.__context__ = None

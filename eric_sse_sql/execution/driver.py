@@ -155,6 +155,12 @@ class Driver(Protocol):
 
     # Transactions of the application
 
+    def is_raw(self, bind: object) -> bool:
+        """Whether an object is the driver's own connection, which need not be one of an engine."""
+
+    def wrap(self, raw: Any) -> Connection:
+        """The driver's own connection as one of SQLAlchemy, for :func:`eric_sse_sql.execution.raw.leave` to close."""
+
     def is_same_database(self, connection: Connection) -> bool:
         """Whether a connection of the application leads to the database of the engine. Its transaction stays usable."""
 

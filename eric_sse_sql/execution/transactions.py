@@ -20,10 +20,16 @@ from eric_sse_sql.errors import driver_error, repository_errors
 from eric_sse_sql.execution.driver import Driver, Repeats
 from eric_sse_sql.execution.engines import JOINABLE
 from eric_sse_sql.execution.options import check_execution_options
+from eric_sse_sql.execution.raw import leave, raw_of
 from eric_sse_sql.execution.statement import Compiled, Row, fetch_rows, run_compiled
 
 TRIES = 5  # of a transaction that conflicts with others
 RETRY_SECONDS = 0.001, 0.05  # the shortest and the longest pause between two tries
+
+_ELSEWHERE = (
+    "the connection leads to another database than this Database, as far as can be told; join a connection to the same "
+    "one, made with the same host, port and name"
+)
 
 Result = TypeVar("Result")
 Callbacks = list[Callable[[], object]]
@@ -301,6 +307,25 @@ class Transactions:
             yield
 
     @contextmanager
+    def joined_raw(self, raw: Any) -> Iterator[None]:
+        """The same for a driver's own connection.
+
+        :raises RepositoryError: as :meth:`joined`
+        """
+        current = self._current()
+        if current is not None and current.begun is None and raw_of(current.connection()) is raw:
+            with self.joined(current.connection):
+                yield
+            return
+        with repository_errors("the transaction can't be joined"):
+            connection = self._driver.wrap(raw)
+        try:
+            with self.joined(lambda: connection):
+                yield
+        finally:
+            leave(connection)
+
+    @contextmanager
     def begun(self) -> Iterator[_Begun]:
         """A new transaction, which is rolled back unless it was committed."""
         self.check_open()
@@ -371,16 +396,16 @@ class Transactions:
                 "for SQLite"
             )
         check_execution_options(connection.get_execution_options(), self._schema, "the connection")
-        if connection.dialect.name != self._driver.engine.dialect.name or not self._driver.is_same_database(connection):
-            raise RepositoryError(
-                "the connection leads to another database than this Database, as far as can be told; join a connection "
-                "to the same one, made with the same host, port and name"
-            )
+        if connection.dialect.name != self._driver.engine.dialect.name:
+            raise RepositoryError(_ELSEWHERE)
         if self._driver.is_in_autocommit(connection):
             raise RepositoryError(
                 "the connection is in autocommit: it has no transaction to join, and what it executes is committed at "
-                "once; join a session of an engine of your own, made without isolation_level='AUTOCOMMIT'"
+                "once; join a session of an engine of your own, made without isolation_level='AUTOCOMMIT', or inside a "
+                "block that has begun a transaction"
             )
+        if not self._driver.is_same_database(connection):
+            raise RepositoryError(_ELSEWHERE)
 
 
 def _owner() -> object:

@@ -11,7 +11,7 @@ import psycopg
 from psycopg import postgres, waiting
 from psycopg.abc import PQGen
 from psycopg.adapt import AdaptersMap
-from psycopg.rows import TupleRow
+from psycopg.rows import TupleRow, tuple_row
 from psycopg.types import TypesRegistry
 from psycopg.types.array import register_all_arrays
 
@@ -68,3 +68,20 @@ def default_adapters() -> AdaptersMap:
     postgres.register_default_adapters(adapters)
     register_all_arrays(adapters)  # after all types
     return adapters
+
+
+_ADAPTERS = default_adapters()
+
+
+class PlainCursor(psycopg.Cursor[TupleRow]):
+    """A cursor that returns tuples, and reads and writes values as psycopg does by itself, on any connection.
+
+    :param connection: whose factories and adapters may be the application's
+    """
+
+    def __init__(self, connection: psycopg.Connection[Any]) -> None:
+        super().__init__(connection, row_factory=tuple_row)
+
+    @property
+    def adapters(self) -> AdaptersMap:
+        return _ADAPTERS

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator, MutableMapping, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import psycopg
 from eric_sse.exception import RepositoryError
@@ -18,8 +19,10 @@ from eric_sse_sql.execution.dialect import Dialect
 from eric_sse_sql.execution.driver import CommitSignal, DriverConnection, Repeats
 from eric_sse_sql.execution.postgres import other_drivers
 from eric_sse_sql.execution.postgres import session as sessions
+from eric_sse_sql.execution.postgres.connection import BoundedConnection, PlainCursor
 from eric_sse_sql.execution.postgres.dialect import PostgresDialect
 from eric_sse_sql.execution.postgres.session import DISCARD_PLANS, Session, has_plain_cursors
+from eric_sse_sql.execution.raw import RawConnection, raw_of, wrap
 from eric_sse_sql.execution.statement import Compiled, Row, fetch_rows, run_compiled
 
 logger = logging.getLogger("eric_sse_sql")
@@ -71,6 +74,7 @@ class PostgresDriver:
         self._is_own = owns_engine
         self._knows_proxy = through_proxy
         self._address: object = None
+        self._raw_sessions: WeakKeyDictionary[Any, Session] = WeakKeyDictionary()
         if owns_engine:
             event.listen(engine, "connect", self._set_up)
 
@@ -254,6 +258,16 @@ class PostgresDriver:
 
     # Transactions of the application
 
+    def is_raw(self, bind: object) -> bool:
+        return isinstance(bind, psycopg.Connection)
+
+    def wrap(self, raw: Any) -> Connection:
+        connection = wrap(RawConnection(raw, PlainCursor), self.engine.dialect)
+        if raw not in self._raw_sessions:
+            self._raw_sessions[raw] = self._session(connection.connection)
+        connection.info[Session.KEY] = self._raw_sessions[raw]
+        return connection
+
     def is_same_database(self, connection: Connection) -> bool:
         if connection.engine.pool is self.engine.pool:
             return True
@@ -276,6 +290,11 @@ class PostgresDriver:
         return bool(driver.autocommit) and _is_idle(driver)
 
     def begin_joined(self, connection: Connection) -> None:
+        if raw_of(connection) is not None and self.is_in_autocommit(connection):  # after a block of transaction()
+            raise RepositoryError(
+                "the transaction of the connection has ended, and what it executes now is committed at once; leave "
+                "join() before the transaction ends"
+            )
         if not _is_psycopg(connection):
             other_drivers.prepare(connection)
             return
@@ -344,14 +363,15 @@ class PostgresDriver:
         return session
 
     def _new_session(self, driver: Any) -> Session:
-        if self._is_own and self._knows_proxy:
+        is_own = isinstance(driver, BoundedConnection)  # and not one of the application that was joined
+        if is_own and self._knows_proxy:
             driver.prepare_threshold = None
         session = Session(driver)
         if not session.is_own:
             if not self._knows_proxy:
                 self._knows_proxy = True
                 logger.warning(_POOLER)
-            if self._is_own:
+            if is_own:
                 session.stop_preparing(driver)
             elif driver.prepare_threshold is not None:
                 raise RepositoryError(_PREPARES) from NotImplementedError("prepare_threshold")

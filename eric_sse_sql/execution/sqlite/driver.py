@@ -16,6 +16,7 @@ from eric_sse_sql.errors import OutcomeUnknown, driver_error
 from eric_sse_sql.execution.dialect import Dialect
 from eric_sse_sql.execution.driver import CommitSignal, DriverConnection
 from eric_sse_sql.execution.pool import FairPool
+from eric_sse_sql.execution.raw import RawConnection, raw_of, wrap
 from eric_sse_sql.execution.sqlite.busy_retry import BusyRetry, has_code
 from eric_sse_sql.execution.sqlite.dialect import SqliteDialect
 from eric_sse_sql.execution.sqlite.engine import busy_seconds, is_in_memory
@@ -223,6 +224,12 @@ class SqliteDriver:
 
     # Transactions of the application
 
+    def is_raw(self, bind: object) -> bool:
+        return isinstance(bind, sqlite3.Connection)
+
+    def wrap(self, raw: Any) -> Connection:
+        return wrap(RawConnection(raw, _plain_cursor), self.engine.dialect)
+
     def is_same_database(self, connection: Connection) -> bool:
         if connection.engine.pool is self.engine.pool:
             return True
@@ -257,7 +264,9 @@ class SqliteDriver:
         transaction, driver = connection.get_transaction(), cast(Any, connection.connection.driver_connection)
         if not driver.in_transaction:
             return  # SQLite has rolled all of it back, and check_begun() says so
-        if not self._in_memory:
+        if (raw := raw_of(connection)) is not None:
+            raw.rollback()
+        elif not self._in_memory:
             connection.invalidate()  # SQLAlchemy refuses each further statement, and the commit
         elif transaction is not None:  # without its only connection, the database would be lost
             transaction.rollback()
@@ -311,6 +320,13 @@ def _check_interrupt(error: Exception) -> None:
 
 def _driver(connection: Connection) -> sqlite3.Connection:
     return cast(sqlite3.Connection, connection.connection.driver_connection)
+
+
+def _plain_cursor(raw: sqlite3.Connection) -> sqlite3.Cursor:
+    """A cursor that returns tuples, whatever rows the connection returns."""
+    cursor = sqlite3.Cursor(raw)
+    cursor.row_factory = None
+    return cursor
 
 
 def _check_factories(driver: sqlite3.Connection) -> None:
