@@ -311,7 +311,6 @@ def test_the_encoding_of_the_client_loses_no_message(altered: URL, encoding: str
     gc.collect()  # while the warning is ignored
 
 
-@pytest.mark.filterwarnings("ignore:.*was deleted while still open:ResourceWarning")  # SQLAlchemy's, after its fault
 @pytest.mark.parametrize("name", ["statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"])
 def test_a_time_limit_of_the_server_loses_no_message(altered: URL, name: str) -> None:
     clean = altered.update_query_dict({"options": f"-c {name}=0"})
@@ -319,7 +318,6 @@ def test_a_time_limit_of_the_server_loses_no_message(altered: URL, name: str) ->
         for way in WAYS:
             for take in (pop, pop_in_a_transaction):
                 is_delivered(clean, lambda way=way: database_on(altered, way), take)  # type: ignore[misc]
-    gc.collect()  # while the warning is ignored
 
 
 # SQLite
