@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PACKAGE := .venv/.package
 READY := .venv/.dev
+LEGS ?= eric20,lowest
 # Interpreters that pyenv keeps off the PATH.
 PYENV_BINS := $(subst $(eval) ,:,$(wildcard $(HOME)/.pyenv/versions/3.1*/bin))
 
@@ -56,7 +57,7 @@ test-matrix: $(READY) ## the tests on every Python 3.10-3.13 found, both eric-ss
 	PATH="$(PYENV_BINS):$$PATH" $(BIN)/tox run $(ARGS)
 
 test-legs: $(READY) ## the tests on eric-sse 2.0, and on the lowest dependencies
-	PATH="$(PYENV_BINS):$$PATH" $(BIN)/tox run -e eric20,lowest $(ARGS)
+	PATH="$(PYENV_BINS):$$PATH" $(BIN)/tox run -e $(LEGS) $(ARGS)
 
 clean: ## remove what the other targets made
 	rm -rf .venv .tox build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis live_feed.db*
