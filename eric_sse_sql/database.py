@@ -99,8 +99,8 @@ class Database(PersistentReference):
         owns_engine = not isinstance(bind, Engine)
         with repository_errors("the database can't be used"):
             validate_type("notify=", notify, bool)
-            self.codec = PickleCodec() if codec is None else validate_type("codec=", codec, PickleCodec)
-            self.message_codec = MessageCodec(self.codec, messages)
+            pickles = PickleCodec() if codec is None else validate_type("codec=", codec, PickleCodec)
+            self.message_codec = MessageCodec(pickles, messages)
             engine = open_engine(bind)
             driver = driver_of(engine, owns_engine=owns_engine, through_proxy=not notify)
             validate_schema(schema, has_schemas=driver.has_schemas)
@@ -121,6 +121,15 @@ class Database(PersistentReference):
             fork.register(part)
         # A Database that is dropped without close() leaves no connection and no thread behind.
         finalize(self, _close, self.background, self.publisher, self.watcher, self.executor)
+
+    @property
+    def codec(self) -> PickleCodec:
+        """How objects become blobs."""
+        return self.message_codec.codec
+
+    @codec.setter
+    def codec(self, codec: PickleCodec) -> None:
+        self.message_codec.codec = validate_type("codec", codec, PickleCodec)
 
     @property
     def engine(self) -> Engine:

@@ -492,6 +492,8 @@ def test_refused_entries_stay_in_their_table_and_refused_messages_are_set_aside(
         connection.execute(text("UPDATE sse_messages SET message = :blob WHERE queue_id = :id"), rows)
     refused = {name for name in blobs if is_refused(partial(storage.fetch_one, name))}
     assert len(refused) > 1_000
+    # The message of a blob that begins as no pickle of this package would be JSON.
+    refused_messages = refused | {name for name, blob in blobs.items() if blob[:1] != b"\x80"}
     for name in blobs:
         with suppress(NoMessagesException):  # a refused message is set aside, and the next one is popped
             check_classes(SqlQueue(database, name).pop())
@@ -499,7 +501,7 @@ def test_refused_entries_stay_in_their_table_and_refused_messages_are_set_aside(
     assert (counts["kv_entries"], counts["sse_messages"]) == (len(blobs), 0)
     with database.engine.connect() as connection:
         rows = connection.execute(text("SELECT queue_id, message FROM sse_set_aside_messages"))
-        assert {name: bytes(blob) for name, blob in rows} == {name: blobs[name] for name in refused}
+        assert {name: bytes(blob) for name, blob in rows} == {name: blobs[name] for name in refused_messages}
 
 
 def test_a_hostile_entry_ends_an_iteration_with_an_error(database: Database) -> None:

@@ -17,6 +17,7 @@ from eric_sse_sql import Database, PickleCodec, SqlQueue
 from eric_sse_sql.contract import ERIC_SSE_2_0
 from eric_sse_sql.plain_json import MAX_DEPTH
 from support.application import Order
+from support.loops import run
 from support.queues import drain
 
 PAYLOAD = {"text": "é \N{SNOWMAN} \0", "list": [1, -2.5, None, True, []], "large": 2**70}
@@ -312,7 +313,7 @@ def test_a_signed_event_is_valid_for_its_type_only(shared_url: URL) -> None:
 @on_2_1
 @pytest.mark.parametrize("replay_seconds", [0, 60], ids=["queues", "log"])
 def test_streams_deliver_json(shared_url: URL, replay_seconds: float) -> None:
-    from support.streams import events, run
+    from support.streams import events
 
     with Database(shared_url, messages="json") as used, channel_of(used, replay_seconds) as channel:
         listener = channel.get_connections()[0].listener

@@ -27,7 +27,7 @@ if ERIC_SSE_2_0:
     pytest.skip("eric-sse 2.0 has no such channel", allow_module_level=True)
 
 
-def unreadable(row: Any) -> MessageContract:
+def unreadable(message_type: str, blob: bytes) -> MessageContract:
     raise RepositoryError("as it was told")
 
 
