@@ -158,35 +158,39 @@ def events(lines: Iterator[str]) -> Iterator[dict[str, str]]:
             event = {}
 
 
-def test_the_first_example_of_the_readme_brings_events_to_a_browser(
+def test_the_installed_wheel_leads_from_an_empty_folder_to_a_browser(
     scripts: Path, new_postgres: Callable[[], URL], tmp_path: Path
 ) -> None:
+    """One test, since each process that runs one of several would install the wheel."""
     for url in (URL_OF_README, address(new_postgres())):
         folder = tmp_path / make_url(url).get_backend_name()
         folder.mkdir()
+        if os.name != "nt":  # the lines are for a POSIX shell
+            documented_lines_upgrade_and_downgrade(scripts, folder, url)
         (folder / "app.py").write_text(APPLICATION.replace(URL_OF_README, url))
-        with served(scripts / "uvicorn", folder) as client:
-            assert "new EventSource(" in client.get("/").text
-            assert client.get("/events/nobody").status_code == 404
-            listener_id = client.post("/listeners").json()
-            with streamed(client, listener_id) as received:
-                for text in ("hello", "hello again"):
-                    client.post("/messages", json=text).raise_for_status()
-                first, second = next(received), next(received)
-            assert (first["event"], json.loads(first["data"])) == ("news", {"text": "hello"})
-            assert json.loads(second["data"]) == {"text": "hello again"}
-        with served(scripts / "uvicorn", folder) as client, streamed(client, listener_id, first["id"]) as received:
-            assert next(received) == second
+        the_application_sends_events(scripts, folder)
 
 
-@pytest.mark.skipif(os.name == "nt", reason="the lines are for a POSIX shell")
-def test_the_documented_lines_upgrade_from_an_empty_folder(scripts: Path, empty_url: URL, tmp_path: Path) -> None:
-    folder = tmp_path / "an empty folder"
-    folder.mkdir()
+def documented_lines_upgrade_and_downgrade(scripts: Path, folder: Path, url: str) -> None:
     documented = (REPOSITORY / "docs" / "command.md").read_text().splitlines()
     (alembic,) = (line for line in documented if line.startswith("python -m alembic "))
-    environment = {"PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}", "ERIC_SSE_SQL_URL": address(empty_url)}
+    environment = {"PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}", "ERIC_SSE_SQL_URL": url}
     for line in (alembic, "python -m eric_sse_sql check", alembic.replace("upgrade head", "downgrade base")):
         run("sh", "-c", line, folder=folder, **environment)
-    assert tables(empty_url) <= {"eric_sse_sql_version"}
-    assert list(folder.iterdir()) == []
+    assert tables(make_url(url.replace("sqlite:///", f"sqlite:///{folder}/"))) <= {"eric_sse_sql_version"}
+    assert {path.name for path in folder.iterdir()} <= {"app.db"}
+
+
+def the_application_sends_events(scripts: Path, folder: Path) -> None:
+    with served(scripts / "uvicorn", folder) as client:
+        assert "new EventSource(" in client.get("/").text
+        assert client.get("/events/unknown").status_code == 404
+        listener_id = client.post("/listeners").json()
+        with streamed(client, listener_id) as received:
+            for text in ("hello", "hello again"):
+                client.post("/messages", json=text).raise_for_status()
+            first, second = next(received), next(received)
+        assert (first["event"], json.loads(first["data"])) == ("news", {"text": "hello"})
+        assert json.loads(second["data"]) == {"text": "hello again"}
+    with served(scripts / "uvicorn", folder) as client, streamed(client, listener_id, first["id"]) as received:
+        assert next(received) == second
