@@ -27,7 +27,7 @@ from sqlalchemy import URL, make_url, text
 from eric_sse_sql import Database
 from eric_sse_sql.contract import ERIC_SSE_2_0
 from support.browsers import CHROMIUM, chromium
-from support.catalog import REPOSITORY
+from support.catalog import REPOSITORY, address, connected
 from support.processes import fork_server, repository
 from support.waiting import until
 
@@ -354,10 +354,15 @@ def test_pages_show_what_other_programs_send_and_how_many_browsers_are_connected
     pages = [opened(browser, server) for server in servers]
     for page in pages:
         shows(page, "Browsers", "2 browsers connected")
-    with Database(shared_url, messages="json") as database:
-        channel = repository(database, of_21=True).load_one("live")
-        for payload in ({"text": "an object"}, "a text", {"row": [1, None]}):
-            channel.broadcast(Message("message", payload))
+    command = [sys.executable, "-m", "eric_sse_sql", "--url", address(shared_url), "send", "live", "message"]
+    for payload in ('{"text": "an object"}', '"a text"'):
+        subprocess.run([*command, payload], check=True, capture_output=True, timeout=PATIENCE)
+    row = '{"row": [1, null]}'
+    if shared_url.get_backend_name() == "postgresql":
+        with connected(shared_url) as connection:
+            connection.execute(text("SELECT eric_sse_broadcast('live', 'message', :row)"), {"row": row})
+    else:
+        subprocess.run([*command, row], check=True, capture_output=True, timeout=PATIENCE)
     for page in pages:
         shows_message(page, '{"row":[1,null]}')
         assert texts(page) == ["an object", "a text", '{"row":[1,null]}']
