@@ -235,7 +235,7 @@ class Database(PersistentReference):
             return self.executor.transactions.joined_raw(bind)
         raise RepositoryError(
             "join() takes a Session or a Connection; in asyncio, the one that run_sync() gives; not "
-            f"{kind_of(bind)}: {instead_of_joining(bind)}"
+            f"{kind_of(bind)}. {instead_of_joining(bind)}"
         ) from TypeError(kind_of(bind))
 
     def in_transaction(self) -> bool:

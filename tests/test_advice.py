@@ -288,11 +288,6 @@ def channel_in(database: Database, replay_seconds: Any = 0) -> Any:
     return channel
 
 
-def join_driver(database: Any) -> None:
-    with closing(sqlite3.connect(":memory:")) as connection:
-        database.join(connection)
-
-
 def first_event(stream: Any) -> None:
     asyncio.run(stream.__anext__())
 
@@ -347,7 +342,6 @@ CALLS: list[tuple[str, Callable[[Database], object], str]] = [
     ("join an engine", lambda db: db.join(db.engine), "not Engine. Write `with Session(engine) as session"),
     ("join None", lambda db: db.join(None), "not NoneType. Write `with Session(engine) as session"),
     ("join an asynchronous session", lambda db: db.join(AsyncSession()), "in asyncio, the one that run_sync() gives"),
-    ("join a driver's connection", lambda db: join_driver(db), "not Connection. Write `with Session"),
     (
         "join a session without engine",
         lambda db: entered(db.join(Session())),

@@ -41,22 +41,22 @@ _INSTEAD: Mapping[str, str] = {
 
 
 _IN_RUN_SYNC = (
-    "its calls are coroutines; join the session that AsyncSession.run_sync() gives, of an engine of SQLAlchemy on this "
+    "Its calls are coroutines; join the session that AsyncSession.run_sync() gives, of an engine of SQLAlchemy on this "
     "driver"
 )
-_THROUGH_SQLALCHEMY = "join a session or connection of SQLAlchemy on this driver, or a psycopg.Connection"
-_OF_DJANGO = "call its ensure_connection(), and join its attribute `connection`, inside transaction.atomic()"
+_THROUGH_SQLALCHEMY = "Join a session or connection of SQLAlchemy on this driver, or a psycopg.Connection"
+_OF_DJANGO = "Call its ensure_connection(), and join its attribute `connection`, inside transaction.atomic()"
 # By the package and name of a class among those that an object derives from: what to join instead.
 _JOIN_INSTEAD: Mapping[str, str] = {
     "sqlalchemy.AsyncSession": _IN_RUN_SYNC,
     "sqlalchemy.AsyncConnection": _IN_RUN_SYNC,
     "sqlalchemy.async_scoped_session": _IN_RUN_SYNC,
     "psycopg.AsyncConnection": _IN_RUN_SYNC,
-    "psycopg.Connection": "this Database is not on Postgres",
+    "psycopg.Connection": "This Database is not on Postgres",
     "asyncpg.Connection": _IN_RUN_SYNC,
     "asyncpg.PoolConnectionProxy": _IN_RUN_SYNC,
     "aiosqlite.Connection": _IN_RUN_SYNC,
-    "sqlite3.Connection": "this Database is not on SQLite",
+    "sqlite3.Connection": "This Database is not on SQLite",
     "psycopg2.connection": _THROUGH_SQLALCHEMY,
     "pg8000.Connection": _THROUGH_SQLALCHEMY,
     "django.BaseDatabaseWrapper": _OF_DJANGO,
@@ -85,7 +85,7 @@ def instead_of_joining(bind: object) -> str:
     kinds = [f"{kind.__module__.partition('.')[0]}.{kind.__name__}" for kind in type(bind).__mro__]
     return next(
         (_JOIN_INSTEAD[kind] for kind in kinds if kind in _JOIN_INSTEAD),
-        "write `with Session(engine) as session, database.join(session):`",
+        "Write `with Session(engine) as session, database.join(session):`",
     )
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import shutil
+import sqlite3
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,9 @@ from typing import Any
 import pytest
 from eric_sse.exception import NoMessagesException, RepositoryError
 from eric_sse.message import Message
-from sqlalchemy import make_url, text
+from sqlalchemy import URL, create_engine, make_url, text
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from eric_sse_sql import BlockingSqlQueue, Database, SqlConnectionsFactory, SqlQueue, SqlStorageEngine
 from eric_sse_sql.contract import ERIC_SSE_2_0
@@ -25,7 +28,7 @@ from eric_sse_sql.errors import sqlstate
 from support.application import ApplicationError
 from support.catalog import connected
 from support.databases import opened
-from support.drivers import APPLICATIONS, Execute, contract
+from support.drivers import APPLICATIONS, Execute, arguments_for, contract, url_for
 from support.queues import SqlQueues, drain
 from support.waiting import DEADLINE
 
@@ -173,6 +176,35 @@ def test_a_connection_that_the_server_has_closed_is_reported(database: Database,
     with pytest.raises((ApplicationError, SQLAlchemyError)):  # pg8000 raises again when the session is closed
         run(cut)
     assert stored(database) == ([], [])
+
+
+def test_what_can_not_be_joined_says_what_to_join_instead(postgres: URL) -> None:
+    for driver in ("psycopg2", "pg8000"):
+        pytest.importorskip(driver)
+        engine = create_engine(url_for(postgres, driver), connect_args=arguments_for(postgres, driver))
+        with closing(engine.raw_connection()) as pooled:
+            refuse(postgres, pooled.driver_connection, "Join a session or connection of SQLAlchemy on this driver")
+        engine.dispose()
+
+    with closing(sqlite3.connect(":memory:")) as connection:
+        refuse(postgres, connection, "This Database is not on SQLite")
+
+    async def main() -> None:
+        engine = create_async_engine(url_for(postgres, "asyncpg"))
+        async with engine.connect() as connection:
+            refuse(postgres, connection, "Its calls are coroutines")
+            pooled = await connection.get_raw_connection()
+            refuse(postgres, pooled.driver_connection, "Its calls are coroutines")
+        await engine.dispose()
+
+    asyncio.run(main())
+    django: Any = pytest.importorskip("django.db")
+    refuse(postgres, django.connection, r"Call its ensure_connection\(\), and join its attribute `connection`")
+
+
+def refuse(url: URL, bind: Any, advice: str) -> None:
+    with Database(url) as database, pytest.raises(RepositoryError, match=advice):
+        database.join(bind)
 
 
 class Undo(Exception):
