@@ -15,7 +15,7 @@ from sqlalchemy import URL, create_engine, text
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
-Execute = Callable[[str], None]  # runs a statement of the application
+Execute = Callable[[str], Any]  # runs a statement of the application
 
 
 class Work(Protocol):
