@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 from weakref import WeakKeyDictionary
 
 from eric_sse.connection import Connection
@@ -129,13 +129,13 @@ class _ChannelRepository(Protocol[Channel]):
     def delete(self, channel_id: str) -> None: ...
 
 
-class AsyncChannelRepository:
+class AsyncChannelRepository(Generic[Channel]):
     """The calls of a repository of channels. Its ``create`` runs no statement, and is called on the repository itself.
 
     :param repository: a ``SqlSSEChannelRepository``, an application's own repository, or a ``ChannelRepository``
     """
 
-    def __init__(self, repository: _ChannelRepository[Any]) -> None:
+    def __init__(self, repository: _ChannelRepository[Channel]) -> None:
         self._repository = repository
         if not hasattr(repository, "database"):
             raise RepositoryError(
@@ -143,14 +143,14 @@ class AsyncChannelRepository:
             ) from TypeError(kind_of(repository))
         self._database = repository.database
 
-    async def load_one(self, channel_id: str) -> Any:
+    async def load_one(self, channel_id: str) -> Channel:
         """The channel of an id.
 
         :raises ItemNotFound: when there is none
         """
         return await call_in_thread(self._database, self._repository.load_one, channel_id)
 
-    async def persist(self, channel: Any) -> None:
+    async def persist(self, channel: Channel) -> None:
         """Store a channel, and what has changed of its connections.
 
         :raises RepositoryError: when something can't be stored; nothing is then

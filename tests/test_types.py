@@ -34,6 +34,7 @@ from eric_sse_sql import (
     SqlSSEChannelRepository,
     SqlStorageEngine,
 )
+from eric_sse_sql.aio import AsyncChannelRepository, AsyncQueue
 from eric_sse_sql.queues import Delivery
 
 database = Database("sqlite:///app.db")
@@ -84,6 +85,16 @@ class AnyRooms(AbstractSqlChannelRepository):
 
 
 assert_type(AnyRooms(database).load_one("lobby"), AbstractChannel)
+
+
+async def main() -> None:
+    assert_type(await AsyncChannelRepository(channels).load_one("news"), SqlSSEChannel)
+    assert_type(await AsyncChannelRepository(Rooms(database)).load_one("lobby"), Room)
+    assert_type(await AsyncQueue(queue).pop(timeout=1.0), MessageContract)
+    async with AsyncQueue(queue).receive() as delivery:
+        assert_type(delivery, Delivery)
+    async for message in AsyncQueue(queue):
+        assert_type(message, MessageContract)
 """
 
 
