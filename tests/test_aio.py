@@ -14,12 +14,13 @@ import pytest
 from eric_sse.exception import NoMessagesException, RepositoryError
 from eric_sse.message import Message
 from sqlalchemy import URL
+from sqlalchemy.orm import Session
 
 from eric_sse_sql import BlockingSqlQueue, Database, SqlQueue, SqlStorageEngine
 from eric_sse_sql.aio import AsyncChannel, AsyncChannelRepository, AsyncDatabase, AsyncQueue
 from eric_sse_sql.wakeups.background import CALL_THREADS
 from support.application import ApplicationError
-from support.databases import opened
+from support.databases import application_engine, opened
 from support.forking import fork, forking
 from support.loops import LoopTicks, eventually, locked, run
 from support.queues import BlockingQueueWithoutWait
@@ -91,6 +92,23 @@ def test_calls_are_part_of_a_transaction_that_the_task_has_begun_on_its_event_lo
         assert await queue.count() == 0
 
     run(main)
+
+
+def test_calls_are_part_of_a_transaction_of_the_application_that_the_task_has_joined(shared_url: URL) -> None:
+    with opened(shared_url) as database, application_engine(shared_url) as engine:
+        queue = AsyncQueue(SqlQueue(database))
+
+        async def main() -> None:
+            for payload in ("rolled back", "committed"):
+                with Session(engine) as session, database.join(session):
+                    await queue.push(Message("m", payload))
+                    assert await queue.count() == 1
+                    if payload == "committed":
+                        session.commit()
+            assert (await queue.pop()).payload == "committed"
+            assert await queue.count() == 0
+
+        run(main)
 
 
 def test_another_task_is_not_in_the_transaction(shared_url: URL) -> None:
