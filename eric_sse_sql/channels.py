@@ -42,7 +42,6 @@ from eric_sse_sql.streams.frames import (
 from eric_sse_sql.streams.log_source import LogSource
 from eric_sse_sql.streams.source import MessageSource, PrefetchBuffer, in_thread
 from eric_sse_sql.streams.stream import event_of, stream
-from eric_sse_sql.wakeups.presence import OpenStream
 
 #: Milliseconds after which a browser reconnects. eric-sse's own default is 5: with it, a page whose server closes each
 #: connection was seen to make 262 connections in 3 seconds. Browsers wait about 3 seconds by default.
@@ -253,47 +252,26 @@ class SqlChannel(AbstractChannel, ABC):
             return held.find(listener.id)
         return await in_thread(held.store.database, held.find, listener.id)
 
-    async def _delivered(
-        self, found: HeldConnection, last_event_id: str | None, form: _Form
-    ) -> AsyncGenerator[Any, None]:
-        """The events of a connection, in the form in which they are delivered."""
-        held, listener = self.identity_map, found.connection.listener
+    def _delivered(self, found: HeldConnection, last_event_id: str | None, form: _Form) -> AsyncGenerator[Any, None]:
+        """The events of a connection, in the form in which they are delivered. Its stream is open from now on, until
+        the generator, which has to be started, ends."""
+        held, listener, queue = self.identity_map, found.connection.listener, found.connection.queue
         database = None if held.store is None or found.blobs is None else held.store.database
         opened = None if database is None else database.watcher.presence.open(found.connection.id)
 
         def is_open() -> bool:
-            is_deleted = opened is not None and opened.is_deleted
-            return not (found.is_gone or is_deleted) and listener.is_running()
+            return not found.is_gone and (opened is None or not opened.is_deleted) and listener.is_running()
 
-        queue = found.connection.queue
-        is_ours = isinstance(queue, SqlQueue) and type(queue).pop in (SqlQueue.pop, BlockingSqlQueue.pop)
-        events = (
-            self._events(found, opened, last_event_id, is_open, form)
-            if is_ours
-            else self._polled_events(found, is_open, form)
-        )
-        try:
-            if database is not None:
-                database.background.poller.start()  # which learns that the connection is deleted
-            async with aclosing(events):
-                async for event in events:
-                    yield event
-        finally:
+        def close() -> None:
             if database is not None and opened is not None:
                 database.watcher.presence.close(opened)
                 if opened.is_deleted:
                     held.discard(found)
 
-    def _events(
-        self,
-        found: HeldConnection,
-        opened: OpenStream | None,
-        last_event_id: str | None,
-        is_open: Callable[[], bool],
-        form: _Form,
-    ) -> AsyncGenerator[Any, None]:
-        """The events of a queue in a database, or of the log that its channel has."""
-        queue = cast(SqlQueue, found.connection.queue)
+        if database is not None:
+            database.background.poller.start()  # which learns that the connection is deleted
+        if not isinstance(queue, SqlQueue) or type(queue).pop not in (SqlQueue.pop, BlockingSqlQueue.pop):
+            return self._polled_events(found, is_open, close, form)
         source: MessageSource = (
             PrefetchBuffer(queue, found.blobs is not None)
             if found.cursor is None
@@ -301,9 +279,10 @@ class SqlChannel(AbstractChannel, ABC):
         )
         return stream(
             source,
-            found.connection.listener,
+            listener,
             queue.database,
             is_open=is_open,
+            close=close,
             adapt=form.adapt,
             delay=lambda: self.stream_delay_seconds,
             is_framed=form.is_framed,
@@ -311,26 +290,29 @@ class SqlChannel(AbstractChannel, ABC):
         )
 
     async def _polled_events(
-        self, found: HeldConnection, is_open: Callable[[], bool], form: _Form
+        self, found: HeldConnection, is_open: Callable[[], bool], close: Callable[[], None], form: _Form
     ) -> AsyncGenerator[Any, None]:
         """The events of a queue of another class, popped on the event loop again and again, as eric-sse does."""
         listener = found.connection.listener
         silent_until = time.monotonic() + form.heartbeat
-        while is_open():
-            try:
-                message = self.deliver_next(listener.id)
-            except NoMessagesException:
-                if time.monotonic() >= silent_until:
-                    yield HEARTBEAT
-                    silent_until = time.monotonic() + form.heartbeat
-                await asyncio.sleep(max(self.stream_delay_seconds, POLLED_QUEUE_SECONDS))
-                continue
-            except Exception:
-                logger.exception("a message can't be delivered to its listener")
-                message = Message(ERROR, UNDELIVERABLE)
-            yield event_of(message, None, form.adapt)
-            silent_until = time.monotonic() + form.heartbeat
-            await asyncio.sleep(self.stream_delay_seconds)
+        try:
+            while is_open():
+                try:
+                    message = self.deliver_next(listener.id)
+                except NoMessagesException:
+                    if time.monotonic() >= silent_until:
+                        yield HEARTBEAT
+                        silent_until = time.monotonic() + form.heartbeat
+                    await asyncio.sleep(max(self.stream_delay_seconds, POLLED_QUEUE_SECONDS))
+                    continue
+                except Exception:
+                    logger.exception("a message can't be delivered to its listener")
+                    message = Message(ERROR, UNDELIVERABLE)
+                yield event_of(message, None, form.adapt)
+                silent_until = time.monotonic() + form.heartbeat
+                await asyncio.sleep(self.stream_delay_seconds)
+        finally:
+            close()
 
     def _adapted(self, message: MessageContract, event_id: str | None) -> Any:
         """The event of a message.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 try:
@@ -59,26 +58,32 @@ class _EventStream(EventSourceResponse):
     """Looks up the listener when it is sent. Heartbeats are the stream's, and not a task of each response."""
 
     def __init__(self, channel: SqlSSEChannel, listener_id: str, last_event_id: str | None, heartbeat: float) -> None:
-        super().__init__(self._frames(), ping=YEAR_SECONDS)
+        super().__init__(iter(()), ping=YEAR_SECONDS)
         self._channel = channel
         self._listener_id = listener_id
         self._last_event_id = last_event_id
         self._heartbeat = heartbeat
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        held = self._channel.identity_map
+        channel, store = self._channel, self._channel.identity_map.store
         try:
-            if held.store is None:
-                self._listener = self._channel.get_listener(self._listener_id)
+            if store is None:
+                listener = channel.get_listener(self._listener_id)
             else:
-                self._listener = await in_thread(held.store.database, self._channel.get_listener, self._listener_id)
+                listener = await in_thread(store.database, channel.get_listener, self._listener_id)
         except InvalidListenerException as error:
             raise HTTPException(404, NO_LISTENER) from error
-        self._listener.start()
+        listener.start()
+        self.body_iterator = channel.sse_stream(listener, self._last_event_id, self._heartbeat)
         await super().__call__(scope, receive, send)
 
-    async def _frames(self) -> AsyncGenerator[bytes, None]:
-        frames = self._channel.sse_stream(self._listener, self._last_event_id, self._heartbeat)
-        async with aclosing(frames):
+    async def _stream_response(self, send: Send) -> None:
+        """Send the events. The method of the base class sends as well, and takes as much time as all else together."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        async with aclosing(self.body_iterator) as frames:
             async for frame in frames:
-                yield frame
+                await send({"type": "http.response.body", "body": frame, "more_body": True})
+        self.active = False
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    stream_response = _stream_response  # its name in sse-starlette 2

@@ -110,12 +110,13 @@ class LogWaiter(Waiter):
     :param listener_id: of the stream's listener
     """
 
-    __slots__ = ("cursor", "listener_id")
+    __slots__ = ("cursor", "events", "listener_id")
 
     def __init__(self, database: Database, is_open: Callable[[], bool], listener_id: str) -> None:
         super().__init__(database, is_open)
         self.listener_id = listener_id
-        self.cursor = 0  # the position up to which the log has nothing more for the listener
+        self.cursor = 0  # the position up to which the log has nothing more for the listener than the events
+        self.events: Sequence[Event] = ()  # that have ended the wait, where all of them are for all listeners
 
 
 class ListenerPage(NamedTuple):
@@ -124,7 +125,7 @@ class ListenerPage(NamedTuple):
     events: list[Event]
     position: int  # up to which they are all
     is_gap: bool  # whether events before them are gone
-    event_id: str | None = None  # of the event at that position, where it is known
+    event_id: str | None = None  # of the event at that position, where it is known and there are no events
 
 
 class EventLog:
@@ -253,8 +254,11 @@ class EventLog:
             tail.extend(page, min(TAIL_BYTES, ALL_TAILS_BYTES // max(len(self.database.event_logs), 1)))
             self.tail, self.epoch = tail, head and head.epoch
             listeners = {event.listener_id for event in page}
-            is_for_all = is_gap or None in listeners
-            woken = self._take_waiters(lambda waiter: is_for_all or waiter.listener_id in listeners, before)
+            if not is_gap and listeners == {None}:
+                woken = self._hand_over(page, before)
+            else:
+                is_for_all = is_gap or None in listeners
+                woken = self._take_waiters(lambda waiter: is_for_all or waiter.listener_id in listeners, before)
         end(woken)
         return _is_full(page)
 
@@ -280,6 +284,18 @@ class EventLog:
             woken = self._take_waiters(lambda waiter: True, self.tail.last if self.tail else 0)
         end(woken, error)
 
+    def _hand_over(self, page: list[Event], before: int) -> list[LogWaiter]:
+        """Give a page of events that are for all listeners to all waiters, which wait no more. With the lock held.
+
+        :param before: the position up to which the log has nothing for any of them
+        """
+        woken, last = list(self._waiters), page[-1].position
+        self._waiters.clear()
+        for waiter in woken:
+            if waiter.cursor <= before:
+                waiter.events, waiter.cursor = page, last
+        return woken
+
     def _take_waiters(self, is_taken: Callable[[LogWaiter], bool], before: int) -> list[LogWaiter]:
         """Some waiters, which wait no more. With the lock held.
 
@@ -296,13 +312,15 @@ class EventLog:
         with self._lock:
             if life != self.life or self.tail is None or self.tail.last > cursor:
                 return False
-            waiter.cursor = cursor
+            waiter.cursor, waiter.events = cursor, ()
             waiter.begin()
             self._waiters.add(waiter)
             return True
 
     def end_wait(self, waiter: LogWaiter) -> None:
         """Let it wait no more."""
+        if waiter not in self._waiters:
+            return
         with self._lock:
             if waiter in self._waiters:  # it was not woken: nothing that was read meanwhile is for its listener
                 self._waiters.discard(waiter)
@@ -314,8 +332,9 @@ class EventLog:
             tail = self.tail
             if life != self.life or tail is None or position < tail.start:
                 return None
-            event_id = self._id(tail.last, tail.token) if tail.last >= position else None
-            return ListenerPage(tail.after(position, listener_id), max(position, tail.last), False, event_id)
+            found = tail.after(position, listener_id)
+            event_id = None if found or tail.last < position else self._id(tail.last, tail.token)
+            return ListenerPage(found, max(position, tail.last), False, event_id)
 
     def frame_of(self, event: Event) -> bytes | None:
         """The frame of an event, where another stream has made it."""

@@ -38,11 +38,14 @@ class Waiter:
     async def wait(self) -> None:
         """Wait until it is ended, or until the stream is to end, or the watcher can't be trusted any more."""
         self.until = time.monotonic() + FALLBACK_SECONDS
-        self.waits.add(self)
+        waits = self.waits
+        waits.waiters.add(self)
+        if not waits.is_swept:
+            waits.sweep_later()
         try:
             await self.future
         finally:
-            self.waits.discard(self)
+            waits.waiters.discard(self)
         if self.error is not None:
             raise self.error
 
@@ -59,19 +62,10 @@ class _LoopWaits:
     def __init__(self, loop: asyncio.AbstractEventLoop, watcher: QueueWatcher) -> None:
         self.loop = loop
         self._watcher = watcher
-        self._waiters: set[Waiter] = set()
-        self._is_swept = False
+        self.waiters: set[Waiter] = set()  # that are swept
+        self.is_swept = False  # whether a sweep is due
         self._ended: deque[asyncio.Future[None]] = deque()
         self._is_woken = False
-
-    def add(self, waiter: Waiter) -> None:
-        """Sweep a waiter, too."""
-        self._waiters.add(waiter)
-        self._sweep_later()
-
-    def discard(self, waiter: Waiter) -> None:
-        """Sweep it no more."""
-        self._waiters.discard(waiter)
 
     def end(self, waiters: Iterable[Waiter]) -> None:
         """End the current waits of some streams, from any thread."""
@@ -88,22 +82,22 @@ class _LoopWaits:
             if not future.done():
                 future.set_result(None)
 
-    def _sweep_later(self) -> None:
-        if not self._is_swept:
-            self._is_swept = True
-            self.loop.call_later(SWEEP_SECONDS + SECONDS_A_WAIT * len(self._waiters), self._sweep)
+    def sweep_later(self) -> None:
+        """Sweep after the interval."""
+        self.is_swept = True
+        self.loop.call_later(SWEEP_SECONDS + SECONDS_A_WAIT * len(self.waiters), self._sweep)
 
     def _sweep(self) -> None:
-        self._is_swept = False
+        self.is_swept = False
         # They end one sweep early, since the next sweep comes after that time.
         now = time.monotonic() + SWEEP_SECONDS
         is_trusted = now < self._watcher.trusted_until
-        for waiter in self._waiters:
+        for waiter in self.waiters:
             is_over = not waiter.is_open() or not (is_trusted or now < waiter.until)
             if is_over and not waiter.future.done():
                 waiter.future.set_result(None)
-        if self._waiters:
-            self._sweep_later()
+        if self.waiters:
+            self.sweep_later()
 
 
 def end(waiters: Iterable[Waiter], error: BaseException | None = None) -> None:

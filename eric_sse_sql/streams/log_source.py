@@ -218,52 +218,52 @@ class LogSource:
         self._items: deque[Event | Reset] = deque()
 
     async def wait(self, is_open: Callable[[], bool]) -> None:
+        database, log = self._log.database, self._log
         try:
-            await self._wait(is_open)
+            if self._position is None or self._life != log.life:
+                await in_thread(database, self._begin)
+            elif self._has_failed and not log.has_failed:
+                self._has_failed = False
+            elif self._is_gap or not log.begin_wait(waiter := self._waiter_of(is_open), self._life, self._position):
+                await self._fetch(self._position)
+            else:
+                try:
+                    if log.has_failed or log.watch.version != log.version:  # a read that succeeds then wakes all
+                        log.request_read()
+                    await waiter.wait()
+                finally:
+                    log.end_wait(waiter)
+                    self._position = waiter.cursor
+                    if self._life == log.life:
+                        self._items.extend(waiter.events)
+                if not self._items:
+                    log.check()
+                    if is_open() and log.take_fallback_read():
+                        await in_thread(database, log.read)
         except RepositoryError:
             self._has_failed = True
             raise
 
-    async def _wait(self, is_open: Callable[[], bool]) -> None:
-        database, log = self._log.database, self._log
-        if self._position is None or self._life != log.life:
-            await in_thread(database, self._begin)
-            return
-        if self._has_failed and not log.has_failed:
-            self._has_failed = False
-            return
-        if not await self._fetch(self._position) or self._items:
-            return
-        waiter = self._waiter = self._waiter or LogWaiter(database, is_open, self._cursor.listener_id)
-        if not log.begin_wait(waiter, self._life, self._position):
-            return
-        try:
-            if log.has_failed or log.watch.version != log.version:  # a read that succeeds after a failure wakes all
-                log.request_read()
-            await waiter.wait()
-            log.check()
-        finally:
-            log.end_wait(waiter)
-            self._position = waiter.cursor
-        if is_open() and log.take_fallback_read():
-            await in_thread(database, log.read)
+    def _waiter_of(self, is_open: Callable[[], bool]) -> LogWaiter:
+        if self._waiter is None:
+            self._waiter = LogWaiter(self._log.database, is_open, self._cursor.listener_id)
+        return self._waiter
 
-    async def _fetch(self, position: int) -> bool:
-        """Fetch the events after a position. False, where the stream is not at the end of the tail after it."""
+    async def _fetch(self, position: int) -> None:
+        """Fetch the events after a position."""
         log, listener_id = self._log, self._cursor.listener_id
         found = log.from_memory(self._life, position, listener_id)
         is_at_end = found is not None
         if found is None:
             found = await in_thread(log.database, log.from_database, self._life, position, listener_id)
         if found is None:
-            return False
+            return
         self._position = found.position
         self._is_gap = self._is_gap or found.is_gap
         if self._is_gap and (found.events or is_at_end):
             self._items.append(Reset(None if found.events else found.event_id))
             self._is_gap = False
         self._items.extend(found.events)
-        return is_at_end
 
     def next(self) -> Event | Reset | None:
         return self._items[0] if self._items else None
@@ -275,10 +275,17 @@ class LogSource:
     def decoded(self, item: Event | Reset) -> MessageContract:
         return Message(RESET, GAP) if isinstance(item, Reset) else self._cursor.decoded(item)
 
+    def take_frame(self) -> bytes | None:
+        item = self._items[0]
+        kept = self._log.frame_of(item) if isinstance(item, Event) else None
+        if kept is not None:
+            self._items.popleft()
+        return kept
+
     def frame(self, item: Event | Reset) -> bytes:
         if isinstance(item, Reset):
             return message_frame(Message(RESET, GAP), item.event_id)
-        return self._log.frame_of(item) or self._log.keep_frame(item, self._cursor.frame(item))
+        return self._log.keep_frame(item, self._cursor.frame(item))
 
     def set_aside(self, item: Event | Reset, error: RepositoryError) -> None:
         """An event stays in the log, where other programs may be able to decode it."""

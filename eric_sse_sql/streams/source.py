@@ -53,6 +53,9 @@ class MessageSource(Protocol):
         :raises RepositoryError: when it can't be decoded
         """
 
+    def take_frame(self) -> bytes | None:
+        """The frame of the next item, after which the source goes on; None where no other stream has made it."""
+
     def frame(self, item: Any) -> bytes:
         """The server-sent event of an item, as bytes. What is stored as JSON stays as it is.
 
@@ -155,6 +158,9 @@ class PrefetchBuffer:
 
     def decoded(self, row: TakenMessage) -> MessageContract:
         return self.queue.decoded(row.message_type, row.message)
+
+    def take_frame(self) -> None:
+        """None: a message has one stream."""
 
     def frame(self, row: TakenMessage) -> bytes:
         codec, context = self.queue.database.message_codec, self.queue.context

@@ -30,6 +30,7 @@ async def stream(
     database: Database,
     *,
     is_open: Callable[[], bool],
+    close: Callable[[], None],
     adapt: Callable[[MessageContract, str | None], Any],
     delay: Callable[[], float],
     is_framed: bool = False,
@@ -41,6 +42,7 @@ async def stream(
     can't be queried, one error event is delivered, and the stream goes on by itself when it can be again.
 
     :param is_open: False once the listener is stopped, or removed from its channel
+    :param close: called when the stream has ended
     :param adapt: makes an event of a message and the id of the event; what it can't make is a ``RepositoryError``
     :param delay: seconds between two events
     :param is_framed: whether messages are delivered as the frames that the source makes, neither adapted nor given to
@@ -51,6 +53,7 @@ async def stream(
     if not listener.is_running():
         logger.warning("listener %s was not started: its stream ends at once; call listener.start() first", listener.id)
     database.background.poller.start()
+    message: MessageContract | bytes | None
     seconds, has_failed = PAUSES[0], False
     silent_until = time.monotonic() + heartbeat
 
@@ -59,14 +62,14 @@ async def stream(
 
     try:
         while is_open():
-            if time.monotonic() >= silent_until:
+            item, message = source.next(), None
+            if item is None and time.monotonic() >= silent_until:
                 yield HEARTBEAT
                 silent_until = time.monotonic() + heartbeat
-            item, message = source.next(), None
             try:
                 if item is None:
                     await source.wait(is_silent)
-                else:
+                elif not is_framed or (message := source.take_frame()) is None:
                     event_id = source.event_id(item)
                     message = await _message(source, item, listener, database, is_framed)
             except RepositoryError as error:
@@ -90,8 +93,11 @@ async def stream(
                     await asyncio.sleep(seconds_between)
     finally:
         database.background.outage.forget(source)
-        if source.close():
-            await in_thread(database, source.put_back)
+        try:
+            if source.close():
+                await in_thread(database, source.put_back)
+        finally:
+            close()
 
 
 async def _message(
