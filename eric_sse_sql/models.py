@@ -55,7 +55,7 @@ class KvEntry(Timestamps, Base):
     __tablename__ = "kv_entries"
 
     key: Mapped[str] = mapped_column(KeyText, primary_key=True)  # "<namespace>/<key>"
-    value: Mapped[bytes] = mapped_column(LargeBinary)  # the pickle, preceded by a signature if the codec signs
+    value: Mapped[bytes] = mapped_column(LargeBinary)  # the pickle or JSON, after a signature if the codec signs
     value_type: Mapped[str] = mapped_column(Text)  # class path of the object, for people reading the table
 
 
@@ -123,7 +123,7 @@ class MessageRow(Base):
     id: Mapped[int] = mapped_column(MessageId, Identity(), primary_key=True)  # order within the queue; never reused
     queue_id: Mapped[str] = mapped_column(KeyText)  # id of the queue
     message_type: Mapped[str] = mapped_column(Text)  # type of the message, for people reading the table
-    message: Mapped[bytes] = mapped_column(LargeBinary)  # the pickle, preceded by a signature if the codec signs
+    message: Mapped[bytes] = mapped_column(LargeBinary)  # the pickle or JSON, after a signature if the codec signs
     created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.current_timestamp())
     leased_until: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))  # other consumers skip it until then
     delivery_count: Mapped[int] = mapped_column(Integer, server_default=text("0"))  # number of leases so far
@@ -171,7 +171,7 @@ class EventRow(Base):
     position: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)  # in commit order, from 1
     listener_id: Mapped[str | None] = mapped_column(KeyText)  # id of the only listener that gets it; NULL for all
     message_type: Mapped[str] = mapped_column(Text)  # type of the message, for people reading the table
-    message: Mapped[bytes] = mapped_column(LargeBinary)  # the pickle, preceded by a signature if the codec signs
+    message: Mapped[bytes] = mapped_column(LargeBinary)  # the pickle or JSON, after a signature if the codec signs
     created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.current_timestamp())
 
     __table_args__ = (Index(None, "channel_id", "listener_id", "position"),)

@@ -1,7 +1,7 @@
 """Shows the payloads of messages that are stored as JSON, in a view each of messages and events; on Postgres, makes
 functions that send from plain SQL. Shows each connection in a view, and in that of queues what is stuck.
 
-After a downgrade, messages that are stored as JSON stay where they are; releases that know only pickles set them aside.
+A downgrade leaves JSON as it is: releases that know only pickles set such messages aside, and can't load such channels.
 
 Revision: eric_sse_sql_0006
 Follows: eric_sse_sql_0005
