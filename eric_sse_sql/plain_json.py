@@ -60,7 +60,8 @@ def _check(value: Any, depth: int) -> None:
         _refuse(f"more than {MAX_DEPTH} lists and dicts in each other", ValueError("depth"))
     if not _SCALARS.issuperset(map(type, items)):
         for item in items:
-            _check(item, depth + 1)
+            if type(item) not in _SCALARS:
+                _check(item, depth + 1)
 
 
 def _refuse(what: str, cause: Exception) -> NoReturn:
