@@ -74,13 +74,13 @@ class _EventStream(EventSourceResponse):
         except InvalidListenerException as error:
             raise HTTPException(404, NO_LISTENER) from error
         listener.start()
-        self.body_iterator = channel.sse_stream(listener, self._last_event_id, self._heartbeat)
+        self._frames = self.body_iterator = channel.sse_stream(listener, self._last_event_id, self._heartbeat)
         await super().__call__(scope, receive, send)
 
     async def _stream_response(self, send: Send) -> None:
         """Send the events. The method of the base class sends as well, and takes as much time as all else together."""
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        async with aclosing(self.body_iterator) as frames:
+        async with aclosing(self._frames) as frames:
             async for frame in frames:
                 await send({"type": "http.response.body", "body": frame, "more_body": True})
         self.active = False

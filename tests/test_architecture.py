@@ -24,7 +24,7 @@ LAYERS = (
     {"sql"},
     {"wakeups"},
     {"database"},
-    {"message_ids"},
+    {"message_ids", "overview"},
     {"queues", "storage"},
     {"streams"},
     {"identity_map"},
