@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager
 from typing import Any, ClassVar
 
 from sqladmin import Admin, ModelView
-from sqlalchemy import BigInteger, Column, ColumnElement, DateTime, Integer, Table, Text, TypeDecorator, cast
+from sqlalchemy import BigInteger, Boolean, Column, ColumnElement, DateTime, Integer, Table, Text, TypeDecorator, cast
 from sqlalchemy.orm import DeclarativeBase
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -25,7 +25,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from eric_sse_sql import Database
-from eric_sse_sql.models import ConnectionRow, EventLogRow, KvEntry, SetAsideRow
+from eric_sse_sql.models import EventLogRow, KvEntry, SetAsideRow
 
 SHOWN_CHARACTERS = 200  # of a payload in a list; the page of a message shows all
 
@@ -62,6 +62,23 @@ class Channel(View):
     )
 
 
+class Connection(View):
+    __table__ = Table(
+        "sse_connection_overview",
+        View.metadata,
+        Column("connection_id", Text, primary_key=True),
+        Column("channel_id", Text),
+        Column("listener_id", Text),
+        Column("queue_id", Text),
+        Column("is_streaming", Boolean),
+        Column("seen_at", DateTime(timezone=True)),
+        Column("unseen_seconds", BigInteger),
+        Column("pending_messages", BigInteger),
+        Column("pending_events", BigInteger),
+        Column("created_at", DateTime(timezone=True)),
+    )
+
+
 class Queue(View):
     __table__ = Table(
         "sse_queue_overview",
@@ -71,6 +88,8 @@ class Queue(View):
         Column("leased", BigInteger),
         Column("oldest_message_at", DateTime(timezone=True)),
         Column("oldest_message_age_seconds", BigInteger),
+        Column("most_deliveries", Integer),
+        Column("set_aside", BigInteger),
     )
 
 
@@ -118,33 +137,32 @@ def shortened(row: Any, _: Any) -> str:
 
 class ChannelPage(Page, model=Channel):
     icon = "fa-solid fa-tower-broadcast"
-    column_list = "__all__"
+    column_list = ("channel_id", "connections", "streaming", "pending_messages", "channel_type", "updated_at")
     column_searchable_list = ("channel_id",)
     column_sortable_list = ("channel_id", "connections", "streaming", "pending_messages", "updated_at")
     column_default_sort = ("pending_messages", True)
 
 
-class ConnectionPage(Page, model=ConnectionRow):
-    name = "Connection"
+class ConnectionPage(Page, model=Connection):
     icon = "fa-solid fa-plug"
-    column_list = ("channel_id", "listener_id", "queue_id", "seen_at", "position", "created_at")
+    column_list = ("channel_id", "listener_id", "is_streaming", "unseen_seconds", "pending_messages", "pending_events")
     column_searchable_list = ("channel_id", "listener_id", "queue_id")
-    column_sortable_list = ("channel_id", "seen_at", "created_at")
-    column_default_sort = ("created_at", True)
+    column_sortable_list = ("channel_id", "is_streaming", "unseen_seconds", "pending_messages", "pending_events")
+    column_default_sort = ("unseen_seconds", False)
 
 
 class QueuePage(Page, model=Queue):
     icon = "fa-solid fa-layer-group"
-    column_list = "__all__"
+    column_list = ("queue_id", "depth", "leased", "oldest_message_age_seconds", "most_deliveries", "set_aside")
     column_searchable_list = ("queue_id",)
-    column_sortable_list = ("queue_id", "depth", "leased", "oldest_message_age_seconds")
+    column_sortable_list = ("depth", "leased", "oldest_message_age_seconds", "most_deliveries", "set_aside")
     column_default_sort = ("depth", True)
 
 
 class MessagePage(Page, model=StoredMessage):
     name = "Message"
     icon = "fa-solid fa-envelope"
-    column_list = ("id", "queue_id", "message_type", "payload", "created_at", "leased_until", "delivery_count")
+    column_list = ("id", "queue_id", "created_at", "leased_until", "delivery_count", "message_type", "payload")
     column_formatters: ClassVar = {"payload": shortened}
     column_searchable_list = ("queue_id", "message_type")
     column_sortable_list = ("id", "queue_id", "message_type", "created_at", "delivery_count")
@@ -154,7 +172,7 @@ class MessagePage(Page, model=StoredMessage):
 class EventPage(Page, model=StoredEvent):
     name = "Event"
     icon = "fa-solid fa-bolt"
-    column_list = ("channel_id", "position", "listener_id", "message_type", "payload", "created_at")
+    column_list = ("channel_id", "position", "listener_id", "created_at", "message_type", "payload")
     column_formatters: ClassVar = {"payload": shortened}
     column_searchable_list = ("channel_id", "listener_id", "message_type")
     column_sortable_list = ("channel_id", "position", "message_type", "created_at")

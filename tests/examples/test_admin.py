@@ -90,7 +90,7 @@ def test_the_pages_show_each_table_and_payloads_as_text(pages: httpx.Client) -> 
         shown[identity] = listed.text + detail.text
     assert list(shown) == [
         "channel",
-        "connection-row",
+        "connection",
         "queue",
         "stored-message",
         "stored-event",
