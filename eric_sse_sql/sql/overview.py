@@ -4,22 +4,30 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from sqlalchemy import BigInteger, Column, MetaData, Table, Text, bindparam, cast, func, literal_column, select
+from sqlalchemy import BigInteger, Text, bindparam, cast, func, inspect, literal_column, select
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from eric_sse_sql.execution.dialect import Construct, Dialect
 from eric_sse_sql.execution.statement import Statement
 from eric_sse_sql.models import ChannelRow, ConnectionRow, EventLogRow, KeyText, MessageRow, SetAsideRow
 
 _ZERO: Construct = literal_column("0")
-_CHANNELS = Table(  # the view
-    "sse_channel_overview",
-    MetaData(),
-    Column("channel_id", KeyText),
-    Column("channel_type", Text),
-    Column("connections", BigInteger),
-    Column("streaming", BigInteger),
-    Column("pending_messages", BigInteger),
-)
+
+
+class Views(DeclarativeBase):
+    """Base of the views, which the migrations make."""
+
+
+class ChannelOverview(Views):
+    """A channel, with counts that are made for each row that is read."""
+
+    __tablename__ = "sse_channel_overview"
+
+    channel_id: Mapped[str] = mapped_column(KeyText, primary_key=True)
+    channel_type: Mapped[str] = mapped_column(Text)
+    connections: Mapped[int] = mapped_column(BigInteger)
+    streaming: Mapped[int] = mapped_column(BigInteger)
+    pending_messages: Mapped[int] = mapped_column(BigInteger)
 
 
 class Totals(NamedTuple):
@@ -69,7 +77,7 @@ def _totals(sql: Dialect) -> Construct:
 def _channels(sql: Dialect) -> Construct:
     """The channels with most messages waiting: so many, at most. The columns of :class:`ChannelStatus`.
 
-    The view counts for each of its rows, so that those to be shown are found without it."""
+    The rows of the view are looked up for those alone."""
     of_queue = ConnectionRow.queue_id == MessageRow.queue_id
     counted = select(ConnectionRow.channel_id, func.count().label("messages")).join_from(
         MessageRow, ConnectionRow, of_queue
@@ -78,10 +86,14 @@ def _channels(sql: Dialect) -> Construct:
     number = func.coalesce(waiting.c.messages, _ZERO).label("number")
     numbered = select(ChannelRow.id, number).outerjoin(waiting, waiting.c.channel_id == ChannelRow.id)
     first = numbered.order_by(number.desc(), ChannelRow.id).limit(bindparam("count")).subquery("first")
+    columns = inspect(ChannelOverview).column_attrs
+    row, on_row = sql.lookup_join(
+        ChannelOverview.channel_id, first.c.id, *(getattr(ChannelOverview, each.key) for each in columns)
+    )
     return (
-        select(*_CHANNELS.c, _kept())
+        select(*(row.c[each.key] for each in columns), _kept())
         .select_from(first)
-        .join(_CHANNELS, _CHANNELS.c.channel_id == first.c.id)
+        .join(row, on_row)
         .outerjoin(EventLogRow, EventLogRow.channel_id == first.c.id)
         .order_by(first.c.number.desc(), first.c.id)
     )
