@@ -23,7 +23,7 @@ _ERIC_SSE_EXCEPTIONS: tuple[type[Exception], ...] = (
     ),
 )
 
-_MISSING_TABLES = "its tables are missing; make them with Database.upgrade() or `alembic upgrade head`"
+_MISSING_TABLES = "its tables are missing; make them with Database.upgrade() or `eric-sse-sql upgrade`"
 _OTHER_TABLES = "its tables are of another version of eric_sse_sql; Database.check() says what to do"
 _UNREACHABLE = "the server can't be reached or has closed the connection; check the URL, the server and its log"
 _CREDENTIALS = (

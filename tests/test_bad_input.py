@@ -313,7 +313,7 @@ def test_missing_tables_are_an_error_that_says_how_to_make_them(empty_url: URL, 
             database.check,
         ):
             with pytest.raises(
-                RepositoryError, match=r"missing.*Database\.upgrade\(\),? or .*`alembic upgrade head`"
+                RepositoryError, match=r"missing.*Database\.upgrade\(\),? or .*`eric-sse-sql upgrade`"
             ) as error:
                 call()
             assert leaks_nothing(error.value)
