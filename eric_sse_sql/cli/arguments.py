@@ -14,9 +14,10 @@ from eric_sse_sql.cli.database import SIGNING_KEY, URL
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _EPILOG = f"""\
-exit codes: 0 done; 1 the database or its content does not allow it; 2 wrong arguments; 130 interrupted
+exit codes: 0 done; 1 the database or its content does not allow it;
+2 wrong arguments; 130 interrupted
 
-{SIGNING_KEY} is the key with which the application signs, where it does
+{SIGNING_KEY}: the key with which the application signs, if it does
 """
 
 
@@ -34,7 +35,7 @@ class _Parser(argparse.ArgumentParser):
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of the command. What it returns has a function ``run``, which takes it."""
-    common = argparse.ArgumentParser(add_help=False)  # before or after the command: what is left out sets nothing
+    common = _Parser(add_help=False)  # before or after the command: what is left out sets nothing
     common.add_argument("--url", help=f"of the database; by default, {URL}", default=argparse.SUPPRESS)
     common.add_argument("--schema", help="of the tables, on Postgres", default=argparse.SUPPRESS)
     parser = _Parser(
@@ -87,7 +88,8 @@ def make_parser() -> argparse.ArgumentParser:
     )
     prune.add_argument("--dry-run", action="store_true", help="count, and delete nothing")
 
-    set_aside = commands.add_parser("set-aside", help="list, retry or delete messages that could not be decoded")
+    of_set_aside = "list, retry or delete messages that could not be decoded"
+    set_aside = commands.add_parser("set-aside", help=of_set_aside, parents=[common])
     actions = set_aside.add_subparsers(title="commands", metavar="COMMAND", dest="action", required=True)
     listing = add("list", "list them, with the reason", housekeeping.list_set_aside, actions)
     listing.add_argument("--limit", type=_number, default=100, metavar="N", help="of messages; by default 100")

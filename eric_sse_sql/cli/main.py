@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -25,6 +26,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     :param arguments: by default those of the process
     :raises SystemExit: with the code 2, for arguments that are wrong
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # for an encoding that does not have every character
     parsed = make_parser().parse_args(arguments)
     try:
         code: int = parsed.run(parsed)

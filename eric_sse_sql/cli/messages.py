@@ -7,8 +7,8 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager, suppress
 from types import FrameType
 from typing import NamedTuple
 
@@ -16,17 +16,17 @@ from eric_sse.exception import RepositoryError
 from eric_sse.listener import MessageQueueListener
 from eric_sse.message import Message
 
-from eric_sse_sql.cli.database import open_database
+from eric_sse_sql.cli.database import SIGNING_KEY, open_database
 from eric_sse_sql.cli.text import PICKLED, printable
-from eric_sse_sql.contract import ItemNotFound
 from eric_sse_sql.database import Database
 from eric_sse_sql.errors import repository_errors
 from eric_sse_sql.fanout import Fanout, LogFanout, QueueFanout
 from eric_sse_sql.identity_map import IdentityMap
-from eric_sse_sql.keys import new_id
+from eric_sse_sql.keys import new_id, validate_key
 from eric_sse_sql.queues import SqlQueue
 from eric_sse_sql.repositories.store import ChannelStore, ConnectionRecord
-from eric_sse_sql.sql import events
+from eric_sse_sql.sql import connections, entries, events
+from eric_sse_sql.sql.connections import StoredChannel
 from eric_sse_sql.sql.events import Event, LogHead
 from eric_sse_sql.sql.messages import TakenMessage
 from eric_sse_sql.streams.event_log import context_of, log_of
@@ -70,8 +70,9 @@ def tail(arguments: argparse.Namespace) -> int:
         else:
             shown = _of_queue(database, channel_id, stop)
         form = _json if arguments.json else _line
-        for each in shown:
-            print(form(each), flush=True)
+        with closing(shown):  # before the database is closed
+            for each in shown:
+                print(form(each), flush=True)
     return 128 + stop.signal
 
 
@@ -101,21 +102,21 @@ def stopping() -> Iterator[Stop]:
 def _has_log(database: Database, channel_id: str) -> bool:
     """Whether a channel that is stored has a log.
 
-    :raises RepositoryError: when there is no such channel
+    :raises RepositoryError: when there is no such channel, and when it is signed in another way than the command signs:
+        the application could not read what the command writes
     """
+    executor = database.executor
+    with repository_errors("the channel can't be looked up"):
+        rows = executor.run(connections.CHANNEL_ALONE, channel_id=validate_key("a channel id", channel_id))
+        logs = executor.run(events.LAST_POSITIONS, channel_ids=executor.dialect.list_value([channel_id]))
+    if not rows:
+        raise RepositoryError(f"no channel {channel_id} is stored in the database")
+    channel = StoredChannel._make(rows[0])
     try:
-        stored = ChannelStore(database).channel_alone(channel_id)
-    except ItemNotFound as error:
-        raise RepositoryError(f"no channel {channel_id} is stored in the database") from error
-    replay_seconds = stored.get("replay_seconds") if isinstance(stored, dict) else 0
-    return bool(_has_events(database, channel_id) if replay_seconds is None else replay_seconds)
-
-
-def _has_events(database: Database, channel_id: str) -> bool:
-    """Whether there is a log of a channel whose class tells nothing of it."""
-    channel_ids = database.executor.dialect.list_value([channel_id])
-    with repository_errors("the log can't be looked up"):
-        return bool(database.executor.run(events.LAST_POSITIONS, channel_ids=channel_ids))
+        database.codec.verify(channel.value, entries.CONTEXT + channel.entry_key)
+    except RepositoryError as error:
+        raise RepositoryError(f"{error}; the command takes the key from {SIGNING_KEY}") from error
+    return bool(logs)
 
 
 def _fanout(database: Database, channel_id: str) -> Fanout:
@@ -125,7 +126,7 @@ def _fanout(database: Database, channel_id: str) -> Fanout:
     return LogFanout(log_of(database, channel_id), held) if has_log else QueueFanout(database, channel_id, held)
 
 
-def _of_queue(database: Database, channel_id: str, stop: Stop) -> Iterator[Shown]:
+def _of_queue(database: Database, channel_id: str, stop: Stop) -> Generator[Shown, None, None]:
     """The messages of a temporary listener, which is deleted at the end."""
     store, queue = ChannelStore(database), SqlQueue(database)
     connection = ConnectionRecord(new_id(), MessageQueueListener(), queue)
@@ -149,7 +150,7 @@ def _of_queue(database: Database, channel_id: str, stop: Stop) -> Iterator[Shown
         store.delete_connection(str(connection.id))
 
 
-def _of_log(database: Database, channel_id: str, last: int, stop: Stop) -> Iterator[Shown]:
+def _of_log(database: Database, channel_id: str, last: int, stop: Stop) -> Generator[Shown, None, None]:
     """The events of a channel's log, for all its listeners. Nothing is written."""
     watch = database.watcher.watch_channel(channel_id)
     with repository_errors("the events can't be read"):
@@ -163,8 +164,10 @@ def _of_log(database: Database, channel_id: str, last: int, stop: Stop) -> Itera
             rows = database.executor.run(
                 events.AFTER, channel_id=channel_id, after=position, count=BATCH, bytes=BATCH_BYTES
             )
-        if not rows:
-            raise RepositoryError(f"channel {channel_id} was deleted, with its log")
+        if not rows:  # nothing was ever broadcast, or the channel is deleted
+            _has_log(database, channel_id)
+            _wait(watch, version, stop)
+            continue
         head = LogHead._make(rows[0][: len(LogHead._fields)])
         if epoch not in (None, head.epoch) or head.last_position < position:
             position = 0  # another log: the channel was deleted and made again, or restored from a backup
@@ -177,6 +180,7 @@ def _of_log(database: Database, channel_id: str, last: int, stop: Stop) -> Itera
             context = context_of(channel_id, event.listener_id)
             yield _shown(database, event.position, event.listener_id, event, context)
         if not found:
+            token = head.last_token if position == head.last_position else token
             _wait(watch, version, stop)
 
 

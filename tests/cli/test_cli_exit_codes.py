@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +11,7 @@ from sqlalchemy import URL
 
 from support.catalog import address, tables
 from support.command import Command, runner, running
-from support.waiting import PATIENCE, until
+from support.waiting import until
 
 WRONG = {
     "no command": ([], "COMMAND"),
@@ -85,21 +83,3 @@ def test_an_interrupt_is_130_and_prints_no_traceback(migrated_sqlite: Path, tmp_
         done = watching.end(signal.SIGINT)
     assert (done.code, done.err) == (130, "")
     assert "\x1b" not in done.out
-
-
-def test_a_pipe_that_is_closed_ends_the_command_quietly(migrated_sqlite: Path, tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "eric_sse_sql",
-        "--url",
-        f"sqlite:///{migrated_sqlite}",
-        "status",
-        "--watch",
-        "0.05",
-    ]
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert process.stdout is not None and process.stderr is not None
-        assert process.stdout.readline().startswith(b"Tables")
-        process.stdout.close()
-        assert (process.wait(PATIENCE), process.stderr.read()) == (141, b"")

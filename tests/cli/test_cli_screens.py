@@ -138,3 +138,22 @@ def test_messages_that_were_set_aside_are_listed_retried_and_deleted(
         connection.execute(INSERT_SET_ASIDE, dict(zip(("id", "type", "blob", "reason"), rows[1], strict=True)))
     assert command("set-aside", "delete").out == "deleted 1 message\n"
     assert command("set-aside", "delete") == (0, "deleted 0 messages\n", "")
+
+
+class Terminal(io.StringIO):
+    """A terminal that keeps what it is to show."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_shows_the_progress_of_prune(
+    command: Command, application: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    SqlQueue(application).push_many([Message("m")] * 1001)
+    backdate(application, MessageRow.created_at, timedelta(hours=2))
+    monkeypatch.setattr("sys.stderr", terminal := Terminal())
+    assert command("prune", "--older-than", "1h").code == 0
+    shown = [line.rstrip() for line in terminal.getvalue().split("\r")]
+    assert shown[1:3] == ["deleted 1,000 rows", "deleted 1,001 rows"]
+    assert shown[-2:] == ["", ""]

@@ -70,6 +70,7 @@ def running(folder: Path, *arguments: str) -> Iterator[Running]:
 
 
 def _run(arguments: tuple[str, ...], folder: Path) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell in the background ignores
     signal.alarm(PATIENCE)  # ends the process, should the test have come to an end without it
     for name, number in (("out", 1), ("err", 2)):
         os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
