@@ -10,11 +10,12 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from eric_sse.exception import NoMessagesException, RepositoryError
 from eric_sse.message import Message
@@ -205,6 +206,23 @@ def test_what_can_not_be_joined_says_what_to_join_instead(postgres: URL) -> None
 def refuse(url: URL, bind: Any, advice: str) -> None:
     with Database(url) as database, pytest.raises(RepositoryError, match=advice):
         database.join(bind)
+
+
+def test_a_call_after_the_end_of_the_transaction_is_refused(postgres: URL) -> None:
+    address = postgres.set(drivername="postgresql").render_as_string(hide_password=False)
+    with (
+        opened(postgres) as database,
+        closing(psycopg.connect(address, autocommit=True)) as connection,
+        ExitStack() as joined,
+    ):
+        queue = SqlQueue(database, "q")
+        with connection.transaction():
+            joined.enter_context(database.join(connection))
+            queue.push(Message("order", 1))
+        with pytest.raises(RepositoryError, match="the transaction of the connection has ended"):
+            queue.push(Message("order", 2))
+        joined.close()
+        assert drain(queue) == [1]
 
 
 class Undo(Exception):
