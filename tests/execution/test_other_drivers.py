@@ -19,7 +19,7 @@ import psycopg
 import pytest
 from eric_sse.exception import NoMessagesException, RepositoryError
 from eric_sse.message import Message
-from sqlalchemy import URL, create_engine, make_url, text
+from sqlalchemy import URL, create_engine, event, make_url, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import create_async_engine
 
@@ -223,6 +223,19 @@ def test_a_call_after_the_end_of_the_transaction_is_refused(postgres: URL) -> No
             queue.push(Message("order", 2))
         joined.close()
         assert drain(queue) == [1]
+
+
+def test_a_pooled_connection_is_asked_for_its_database_once(postgres: URL) -> None:
+    pytest.importorskip("psycopg2")
+    engine = create_engine(url_for(postgres, "psycopg2"))
+    asked: list[str] = []
+    event.listen(engine, "before_cursor_execute", lambda *arguments: asked.append(arguments[2]))
+    with opened(postgres) as database:
+        for _ in range(2):
+            with engine.begin() as connection, database.join(connection):
+                SqlQueue(database, "q").push(Message("order", 1))
+    engine.dispose()
+    assert len([sql for sql in asked if "pg_postmaster_start_time" in sql]) == 1
 
 
 class Undo(Exception):

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator, MutableMapping, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import psycopg
 from eric_sse.exception import RepositoryError
@@ -28,6 +28,7 @@ from eric_sse_sql.execution.statement import Compiled, Row, fetch_rows, run_comp
 logger = logging.getLogger("eric_sse_sql")
 
 PINNED_CONNECTIONS = 2  # one for the calling thread, and one for a background thread that runs at the same time
+SAME_DATABASE = "eric_sse_sql.same_database"  # the key in what the pool keeps with a connection
 #: Serialization failure, deadlock; foreign key and unique violations, which a row that was deleted or inserted causes.
 CONFLICTS = {"40001", "40P01", "23503", "23505"}
 BEGIN_READ_COMMITTED = "BEGIN ISOLATION LEVEL READ COMMITTED"
@@ -277,11 +278,15 @@ class PostgresDriver:
                     self._address = _address(pooled.driver_connection)
             if _address(connection.connection.driver_connection) == self._address:
                 return True
+        known: WeakSet[PostgresDriver] = connection.info.setdefault(SAME_DATABASE, WeakSet())
+        if self in known:
+            return True
         with suppress(DBAPIError), connection.begin_nested():  # a savepoint: a refused query leaves the rest usable
             theirs = _server(connection)
             with self.engine.connect() as own:
-                return theirs == _server(own)
-        return False
+                if theirs == _server(own):
+                    known.add(self)
+        return self in known
 
     def is_in_autocommit(self, connection: Connection) -> bool:
         if not _is_psycopg(connection):
