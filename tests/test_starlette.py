@@ -18,7 +18,7 @@ from sqlalchemy import URL
 from eric_sse_sql import Database
 from eric_sse_sql.contract import ERIC_SSE_2_0
 from support.asgi import Answer, asked
-from support.streams import locked
+from support.loops import locked
 from support.waiting import DEADLINE
 from support.wire import dispatched
 
