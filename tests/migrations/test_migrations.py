@@ -492,7 +492,7 @@ def test_a_check_of_tables_of_this_release_is_content(database: Database) -> Non
 
 def test_a_check_of_missing_tables_says_how_to_make_them(empty_url: URL) -> None:
     with Database(empty_url) as database:
-        with pytest.raises(RepositoryError, match=r"missing \(kv_entries.*call Database.upgrade\(\), or run `alembic"):
+        with pytest.raises(RepositoryError, match=r"missing \(kv_entries.*call Database.upgrade\(\), or run `eric"):
             database.check()
         assert tables(empty_url) == set()
 
