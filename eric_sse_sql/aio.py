@@ -1,7 +1,7 @@
 """asyncio: what an endpoint calls, without holding the event loop up.
 
 The statements run in threads of the package's own, as part of the transaction that the calling task is in. A call that
-is cancelled before it has a thread is not made; one that runs goes on to its end.
+is cancelled before it has a thread is not made, but for the end of a transaction or lease; one that runs goes on.
 """
 
 from __future__ import annotations
@@ -169,17 +169,18 @@ class AsyncQueue:
     meanwhile returns to its place, before a later call of this process takes another one. Closing the database ends
     all waits with a ``RepositoryError``.
 
-    :param queue: a :class:`SqlQueue`, whose ``pop`` its class has not replaced
+    :param queue: a :class:`SqlQueue`, whose ``pop`` and ``receive`` its class has not replaced
     :raises RepositoryError: by every method, for any fault of the database, which then is as it was
     """
 
     def __init__(self, queue: SqlQueue) -> None:
         self._queue = validate_type("queue", queue, SqlQueue, _QUEUE)
-        if type(queue).pop not in (SqlQueue.pop, BlockingSqlQueue.pop):
-            raise RepositoryError(
-                f"AsyncQueue takes messages as SqlQueue does, and {class_path(type(queue))} has a pop of its own; give "
-                "it a SqlQueue of the same id"
-            )
+        for name in ("pop", "receive"):
+            if getattr(type(queue), name) not in (getattr(SqlQueue, name), getattr(BlockingSqlQueue, name)):
+                raise RepositoryError(
+                    f"AsyncQueue takes messages as SqlQueue does, and {class_path(type(queue))} has a {name} of its "
+                    "own; give it a SqlQueue of the same id"
+                )
         self._database = queue.database
 
     async def push(self, message: MessageContract, message_id: str | None = None) -> None:

@@ -298,6 +298,39 @@ def test_a_transaction_whose_begin_is_cancelled_holds_no_lock(shared_url: URL) -
             run(main)
 
 
+def test_a_block_that_is_cancelled_again_and_again_is_left(shared_url: URL) -> None:
+    with opened(shared_url) as database:
+        queue = SqlQueue(database, "q")
+        queue.push(Message("first"))
+        kept = list[asyncio.Task[None]]()  # with their errors, as a logger may keep them
+
+        async def transaction(has_begun: asyncio.Event) -> None:
+            async with AsyncDatabase(database).transaction():
+                await AsyncQueue(queue).push(Message("rolled back"))
+                has_begun.set()
+                await asyncio.Event().wait()
+
+        async def lease(has_begun: asyncio.Event) -> None:
+            async with AsyncQueue(queue).receive():
+                has_begun.set()
+                await asyncio.Event().wait()
+
+        async def main() -> None:
+            for block in [transaction, lease] * 10:
+                has_begun = asyncio.Event()
+                kept.append(asyncio.create_task(block(has_begun)))
+                await has_begun.wait()
+                while not kept[-1].done():  # as anyio cancels
+                    kept[-1].cancel()
+                    await asyncio.sleep(0)
+                while await AsyncQueue(queue).count() == 0:  # a lease is released while the task goes on
+                    await asyncio.sleep(0.01)
+
+        run(main)
+        queue.push(Message("last"))
+        assert [queue.pop().type, queue.pop().type, len(queue)] == ["first", "last", 0]
+
+
 @pytest.mark.parametrize("is_waiting", [True, False])
 def test_closing_the_database_ends_waits_with_an_error(database: Database, is_waiting: bool) -> None:
     async def main() -> None:

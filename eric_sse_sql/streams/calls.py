@@ -20,14 +20,15 @@ Entered = TypeVar("Entered")
 class TaskCall(Generic[Result]):
     """A call in a thread, as part of the transaction that the running task is in.
 
-    Where the task is cancelled while the call waits for a thread, it is not made. Where the call runs then, it goes on
-    to its end, and its result is undone. In a transaction, the cancellation waits for that: a transaction can't end
+    Where the task is cancelled while the call waits for a thread, it is not made, unless it must be. Where the call runs
+    then, it goes on to its end, and its result is undone. In a transaction, the cancellation waits for that: a transaction can't end
     while a statement of it runs.
 
     :param database: whose threads are used
     :param call: what is called
     :param undo: undoes a result, in a thread; None where nothing is to be undone
     :param delegation: of the task, where several calls belong together
+    :param must_run: whether it is made also where the task is cancelled before, as what ends a transaction is
     """
 
     def __init__(
@@ -36,12 +37,14 @@ class TaskCall(Generic[Result]):
         call: Callable[[], Result],
         undo: Callable[[Result], object] | None = None,
         delegation: Delegation | None = None,
+        must_run: bool = False,
     ) -> None:
         background = database.background
         self._is_in_transaction = database.in_transaction()
         self._threads = background.transaction_threads if self._is_in_transaction else background.call_threads
         self._call = call
         self._undo = undo
+        self._must_run = must_run
         self._lock = threading.Lock()  # of the next two
         self._is_abandoned = False
         self._has_result = False
@@ -51,13 +54,18 @@ class TaskCall(Generic[Result]):
 
     async def result(self) -> Result:
         """The result, unless the task is cancelled."""
+        awaited = self.future
+        ended = _ended(awaited)
         try:
-            await done(self.future)
+            await asyncio.shield(ended)
         except BaseException as error:
             self._abandon()
             while self._is_in_transaction and isinstance(error, CancelledError) and not self.future.done():
-                with suppress(CancelledError):
-                    await done(self.future)
+                if awaited is not self.future:  # the call has ended, and its result is being undone
+                    awaited = self.future
+                    ended = _ended(awaited)
+                with suppress(CancelledError):  # anyio cancels again in each turn of the loop
+                    await asyncio.shield(ended)
             raise
         return self.future.result()
 
@@ -72,7 +80,7 @@ class TaskCall(Generic[Result]):
 
     def _abandon(self) -> None:
         """Undo the result, or don't make the call."""
-        if self.future.cancel():
+        if not self._must_run and self.future.cancel():
             return
         with self._lock:
             self._is_abandoned = True
@@ -88,6 +96,11 @@ class TaskCall(Generic[Result]):
 
 async def done(future: Future[Any]) -> None:
     """Wait until a call in a thread has ended. The call goes on where the wait is cancelled."""
+    await _ended(future)
+
+
+def _ended(future: Future[Any]) -> asyncio.Future[None]:
+    """A future of the running event loop, which is done when a call in a thread has ended."""
     loop = asyncio.get_running_loop()
     ended = loop.create_future()
 
@@ -100,7 +113,7 @@ async def done(future: Future[Any]) -> None:
             loop.call_soon_threadsafe(end)
 
     future.add_done_callback(wake)
-    await ended
+    return ended
 
 
 async def call_in_thread(database: Database, call: Callable[..., Result], *arguments: Any) -> Result:
@@ -116,7 +129,7 @@ async def left_in_thread(
 
     def leave(error: BaseException | None) -> TaskCall[bool | None]:
         arguments = (None, None, None) if error is None else (type(error), error, error.__traceback__)
-        return TaskCall(database, lambda: manager.__exit__(*arguments), delegation=delegation)
+        return TaskCall(database, lambda: manager.__exit__(*arguments), delegation=delegation, must_run=True)
 
     try:
         yield
