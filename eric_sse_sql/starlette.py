@@ -55,7 +55,7 @@ def sse_response(
 
 
 class _EventStream(EventSourceResponse):
-    """Looks up the listener when it is sent. Heartbeats are the stream's, and not a task of each response."""
+    """Looks up the listener when it is sent. Heartbeats come from the stream; the base class's own wait for a year."""
 
     def __init__(self, channel: SqlSSEChannel, listener_id: str, last_event_id: str | None, heartbeat: float) -> None:
         super().__init__(iter(()), ping=YEAR_SECONDS)

@@ -17,7 +17,7 @@ _EPILOG = f"""\
 exit codes: 0 done; 1 the database or its content does not allow it;
 2 wrong arguments; 130 interrupted
 
-{SIGNING_KEY}: the key with which the application signs, if it does
+{SIGNING_KEY}: the keys with which the application signs
 """
 
 

@@ -19,8 +19,7 @@ def open_database(arguments: argparse.Namespace, *, check: bool = True) -> Datab
     :param check: whether that is checked
     :raises RepositoryError: when the database can't be used, or the tables are others
     """
-    key = os.environ.get(SIGNING_KEY)
-    codec = PickleCodec(signing_keys=[key.encode()] if key else ())
+    codec = PickleCodec(signing_keys=[key.encode() for key in os.environ.get(SIGNING_KEY, "").split()])
     database = Database(arguments.url, codec=codec, schema=arguments.schema, messages=JSON)
     if check:
         try:

@@ -20,9 +20,9 @@ Entered = TypeVar("Entered")
 class TaskCall(Generic[Result]):
     """A call in a thread, as part of the transaction that the running task is in.
 
-    Where the task is cancelled while the call waits for a thread, it is not made, unless it must be. Where the call runs
-    then, it goes on to its end, and its result is undone. In a transaction, the cancellation waits for that: a transaction can't end
-    while a statement of it runs.
+    Where the task is cancelled while the call waits for a thread, it is not made, unless it must be. Where the call
+    runs then, it goes on to its end, and its result is undone. In a transaction, the cancellation waits for that: a
+    transaction can't end while a statement of it runs.
 
     :param database: whose threads are used
     :param call: what is called

@@ -75,8 +75,12 @@ def test_a_message_for_a_channel_with_a_log_is_an_event(command: Command, applic
 def test_a_message_is_signed_with_the_key_of_the_application(
     command: Command, shared_url: URL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    key = "a secret of 16 bytes or more"
-    with Database(shared_url, codec=PickleCodec(signing_keys=[key.encode()])) as application:
+    old, new = "an-old-secret-of-16-bytes", "a-new-secret-of-16-bytes"
+    rotated = PickleCodec(signing_keys=[new.encode(), old.encode()])
+    with (
+        Database(shared_url, codec=PickleCodec(signing_keys=[old.encode()])) as application,
+        Database(shared_url, codec=rotated) as reader,
+    ):
         channels = SqlSSEChannelRepository(application)
         channel = channels.create({"channel_id": "signed"})
         listener = channel.add_listener()
@@ -84,9 +88,10 @@ def test_a_message_is_signed_with_the_key_of_the_application(
         unsigned = command("send", "signed", "m", "1")
         assert unsigned.code == 1
         assert "ERIC_SSE_SQL_SIGNING_KEY" in unsigned.err
-        monkeypatch.setenv("ERIC_SSE_SQL_SIGNING_KEY", key)
+        monkeypatch.setenv("ERIC_SSE_SQL_SIGNING_KEY", f"{new} {old}")
         assert command("send", "signed", "m", "2", "--listener", listener.id) == (0, "", "")
-        assert drain(channel.get_connections()[0].queue) == [2]
+        (connection,) = SqlSSEChannelRepository(reader).load_one("signed").get_connections()
+        assert drain(connection.queue) == [2]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -76,6 +76,7 @@ class PostgresDriver:
         self._knows_proxy = through_proxy
         self._address: object = None
         self._raw_sessions: WeakKeyDictionary[Any, Session] = WeakKeyDictionary()
+        self._raw_same: WeakKeyDictionary[Any, WeakSet[PostgresDriver]] = WeakKeyDictionary()
         if owns_engine:
             event.listen(engine, "connect", self._set_up)
 
@@ -267,6 +268,7 @@ class PostgresDriver:
         if raw not in self._raw_sessions:
             self._raw_sessions[raw] = self._session(connection.connection)
         connection.info[Session.KEY] = self._raw_sessions[raw]
+        connection.info[SAME_DATABASE] = self._raw_same.setdefault(raw, WeakSet())
         return connection
 
     def is_same_database(self, connection: Connection) -> bool:
@@ -281,8 +283,10 @@ class PostgresDriver:
         known: WeakSet[PostgresDriver] = connection.info.setdefault(SAME_DATABASE, WeakSet())
         if self in known:
             return True
+        theirs: Any = None
         with suppress(DBAPIError), connection.begin_nested():  # a savepoint: a refused query leaves the rest usable
             theirs = _server(connection)
+        if theirs is not None:
             with self.engine.connect() as own:
                 if theirs == _server(own):
                     known.add(self)
