@@ -89,7 +89,7 @@ class MessageCodec:
 
         :raises RepositoryError: for another size or signature, and for a value that is no blob
         """
-        is_json = isinstance(blob, bytes) and _content_start(blob) != PICKLE_START
+        is_json = isinstance(blob, bytes) and not content_of(blob).startswith(PICKLE_START)
         return Serialized(message_type, self.codec.verify(blob, _context(message_type, context, is_json)))
 
     def deserialize(self, serialized: Serialized, reference: PersistentReference | None = None) -> MessageContract:
@@ -138,10 +138,9 @@ def column_type(message: MessageContract) -> str:
     return kind.encode(errors="replace").decode().replace("\0", "\ufffd")
 
 
-def _content_start(blob: bytes) -> bytes:
-    """The first byte of a blob after its signature."""
-    start = SIGNATURE_BYTES if blob[: len(SIGNATURE_MARK)] == SIGNATURE_MARK else 0
-    return blob[start : start + 1]
+def content_of(blob: bytes) -> bytes:
+    """A blob, or its beginning, after the signature, where it has one; that is not verified."""
+    return blob[SIGNATURE_BYTES:] if blob.startswith(SIGNATURE_MARK) else blob
 
 
 def _context(message_type: str, context: str, is_json: bool) -> str:

@@ -11,11 +11,13 @@ from typing import Any
 
 from eric_sse_sql.cli import housekeeping, messages, status, tables
 from eric_sse_sql.cli.database import SIGNING_KEY, URL
+from eric_sse_sql.cli.text import MAX_LIMIT
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _EPILOG = f"""\
 exit codes: 0 done; 1 the database or its content does not allow it;
-2 wrong arguments; 130 interrupted
+2 wrong arguments; 129, 130, 143 ended by SIGHUP, SIGINT, SIGTERM;
+141 the reader of the output has ended
 
 {SIGNING_KEY}: the keys with which the application signs
 """
@@ -102,8 +104,8 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _number(text: str) -> int:
     number = int(text) if text.isascii() and text.isdecimal() else -1
-    if not 0 <= number <= 1000:
-        raise argparse.ArgumentTypeError("write a whole number from 0 to 1000")
+    if not 0 <= number <= MAX_LIMIT:
+        raise argparse.ArgumentTypeError(f"write a whole number from 0 to {MAX_LIMIT}")
     return number
 
 

@@ -7,12 +7,11 @@ import sys
 import textwrap
 
 from eric_sse_sql.cli.database import open_database
-from eric_sse_sql.cli.text import PICKLED, WIDTH, age, counted, pairs, printable
+from eric_sse_sql.cli.text import PICKLED, WIDTH, age, counted, pairs, printable, shortened
 from eric_sse_sql.database import Pruned
-from eric_sse_sql.pickles.signature import SIGNATURE_BYTES, SIGNATURE_MARK
+from eric_sse_sql.message_codec import PICKLE_START, content_of
 from eric_sse_sql.sql.messages import SetAsideMessage
 
-_PICKLE_START = b"\x80"
 _KINDS = {
     "messages": "messages of queues without a connection",
     "connections": "connections without a live stream",
@@ -71,7 +70,7 @@ def list_set_aside(arguments: argparse.Namespace) -> int:
     for each in found:
         print(_described(each))
     if len(found) < number:
-        print(f"{len(found):,} of {counted(number, 'message')}; --limit shows more")
+        print(shortened(len(found), number, "message"))
     return 0
 
 
@@ -83,8 +82,8 @@ def _described(message: SetAsideMessage) -> str:
 
 def _content(head: bytes) -> str:
     """The beginning of a message as it is stored, where it is text; nothing is decoded."""
-    content = head[SIGNATURE_BYTES:] if head.startswith(SIGNATURE_MARK) else head
-    return PICKLED if content.startswith(_PICKLE_START) else printable(content.decode(errors="replace"))
+    content = content_of(head)
+    return PICKLED if content.startswith(PICKLE_START) else printable(content.decode(errors="replace"))
 
 
 def _wrapped(text: str) -> list[str]:

@@ -21,7 +21,8 @@ BROKEN_PIPE = 141
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command, and return its exit code: 0 when it is done, 1 when the database or its content does not allow
-    it (with a line on stderr), 130 after an interrupt, and 141 when the reader of its output has ended.
+    it (with a line on stderr), 129, 130 or 143 when SIGHUP, SIGINT or SIGTERM has ended it, and 141 when the reader of
+    its output has ended. SIGHUP and SIGTERM end all commands but ``tail`` without a return.
 
     :param arguments: by default those of the process
     :raises SystemExit: with the code 2, for arguments that are wrong

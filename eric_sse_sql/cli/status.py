@@ -8,7 +8,7 @@ import sys
 import time
 
 from eric_sse_sql.cli.database import open_database
-from eric_sse_sql.cli.text import WIDTH, age, counted, fitted, pairs
+from eric_sse_sql.cli.text import WIDTH, age, counted, fitted, pairs, shortened
 from eric_sse_sql.overview import busiest_channels, totals
 from eric_sse_sql.sql.overview import ChannelStatus, Totals
 
@@ -54,7 +54,7 @@ def _screen(revision: str, of_all: Totals, channels: list[ChannelStatus]) -> str
             numbers = (f"{number:,}" for number in (each.connections, each.streaming, each.waiting))
             lines.append(_line(each.channel_id, *numbers, events))
     if len(channels) < of_all.channels:
-        lines.append(f"{len(channels):,} of {counted(of_all.channels, 'channel')}; --limit shows more")
+        lines.append(shortened(len(channels), of_all.channels, "channel"))
     return "\n".join(lines).rstrip()
 
 

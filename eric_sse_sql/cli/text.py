@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 WIDTH = 80
+MAX_LIMIT = 1000  # of the arguments that are numbers of rows
 PICKLED = "(pickled)"
 _UNITS = ("day", 86400), ("hour", 3600), ("minute", 60)
 
@@ -31,6 +32,12 @@ def age(seconds: int) -> str:
 def counted(number: int, noun: str) -> str:
     """A number with its noun: "1 message", "2 messages"."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def shortened(shown: int, number: int, noun: str) -> str:
+    """The line below a list that ends at its limit: "2 of 3 messages"."""
+    advice = "; --limit shows more" if shown < MAX_LIMIT else ""
+    return f"{shown:,} of {counted(number, noun)}{advice}"
 
 
 def pairs(rows: Sequence[tuple[str, object]]) -> str:

@@ -9,11 +9,11 @@ from datetime import timedelta
 import pytest
 from eric_sse.message import Message
 from eric_sse_sql.migrations import newest_revision
-from sqlalchemy import text
+from sqlalchemy import insert, text
 
 from eric_sse_sql import Database, SqlQueue
 from eric_sse_sql.contract import ERIC_SSE_2_0
-from eric_sse_sql.models import ConnectionRow, MessageIdRow, MessageRow, SetAsideRow
+from eric_sse_sql.models import ChannelRow, ConnectionRow, MessageIdRow, MessageRow, SetAsideRow
 from support.ages import backdate
 from support.command import Command
 
@@ -56,6 +56,7 @@ INSERT_SET_ASIDE = text(
     "INSERT INTO sse_set_aside_messages (id, queue_id, message_type, message, created_at, delivery_count, reason) "
     "VALUES (:id, 'orders', :type, :blob, CURRENT_TIMESTAMP, 0, :reason)"
 )
+INSERT_ENTRY = text("INSERT INTO kv_entries (key, value, value_type) VALUES (:key, :value, 't')")
 REASON = "it is broken, for a reason that is long enough to fill more than one line of the screen"
 
 
@@ -138,6 +139,17 @@ def test_messages_that_were_set_aside_are_listed_retried_and_deleted(
         connection.execute(INSERT_SET_ASIDE, dict(zip(("id", "type", "blob", "reason"), rows[1], strict=True)))
     assert command("set-aside", "delete").out == "deleted 1 message\n"
     assert command("set-aside", "delete") == (0, "deleted 0 messages\n", "")
+
+
+def test_the_largest_limit_is_not_said_to_show_more(command: Command, application: Database) -> None:
+    ids = [str(number) for number in range(1001)]
+    rows = [{"id": int(each), "type": "m", "blob": b"1", "reason": "-"} for each in ids]
+    with application.engine.begin() as connection:
+        connection.execute(INSERT_ENTRY, [{"key": each, "value": b"v"} for each in ids])
+        connection.execute(insert(ChannelRow), [{"id": each, "entry_key": each, "channel_type": "t"} for each in ids])
+        connection.execute(INSERT_SET_ASIDE, rows)
+    assert command("status", "--limit", "1000").out.splitlines()[-1] == "1,000 of 1,001 channels"
+    assert command("set-aside", "list", "--limit", "1000").out.splitlines()[-1] == "1,000 of 1,001 messages"
 
 
 class Terminal(io.StringIO):
