@@ -2,7 +2,7 @@
 
 An example: it has NO authentication, and shows every payload; keep it on 127.0.0.1. It changes nothing. In this folder:
 
-    pip install "eric_sse_sql[postgres]" sqladmin uvicorn
+    pip install "eric_sse_sql[postgres]" "psycopg[binary]" sqladmin uvicorn
     export ERIC_SSE_SQL_URL=sqlite:////tmp/live.db  # or postgresql://user@host/name
     uvicorn admin:app --port 8003
 

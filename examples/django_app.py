@@ -3,7 +3,7 @@
 An example: it has NO authentication. Every client that reaches it can read and write; keep it on 127.0.0.1. In this
 folder, on a SQLite file or a Postgres database:
 
-    pip install "eric_sse_sql[postgres]" django uvicorn
+    pip install "eric_sse_sql[postgres]" "psycopg[binary]" django uvicorn
     export ERIC_SSE_SQL_URL=sqlite:////tmp/django.db  # or postgresql://user@host/name
     uvicorn django_app:application --port 8001 --timeout-graceful-shutdown 1
 

@@ -4,7 +4,7 @@ An example: it has NO authentication. Every client that reaches it can read, wri
 
 Two workers, in this folder, on a SQLite file or a Postgres database (`--workers 2` gives them one port):
 
-    pip install "eric_sse_sql[postgres,starlette]" uvicorn
+    pip install "eric_sse_sql[postgres,starlette]" "psycopg[binary]" uvicorn
     export ERIC_SSE_SQL_URL=sqlite:////tmp/service.db  # or postgresql://user@host/name
     uvicorn service:app --port 8001 &
     uvicorn service:app --port 8002 &

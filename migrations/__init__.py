@@ -24,6 +24,7 @@ from sqlalchemy.exc import OperationalError, ProgrammingError
 from eric_sse_sql.models import TABLE_NAMES
 
 __all__ = [
+    "ALEMBIC_INI",
     "OWN_TABLES",
     "REVISION_PREFIX",
     "VERSIONS",
@@ -35,8 +36,10 @@ __all__ = [
     "upgrade",
 ]
 
-ALEMBIC_INI = str(Path(__file__).parent / "alembic.ini")  # for `alembic -c`
-VERSIONS = str(Path(__file__).parent / "versions")  # for the version_locations of an application
+#: The path of a file for ``alembic -c``.
+ALEMBIC_INI = str(Path(__file__).parent / "alembic.ini")
+#: The path of the folder of the migrations, for the ``version_locations`` of an application.
+VERSIONS = str(Path(__file__).parent / "versions")
 OWN_TABLES = TABLE_NAMES | {VERSION_TABLE}
 
 _UPGRADE = "call Database.upgrade(), or run `eric-sse-sql upgrade`"

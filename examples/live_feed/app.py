@@ -3,7 +3,7 @@
 An example: it has NO authentication. Every client that reaches it can read and write; keep it on 127.0.0.1. `make live`
 runs it, or, in this folder, any number of workers on a SQLite file or a Postgres database:
 
-    pip install "eric_sse_sql[postgres,starlette]" uvicorn
+    pip install "eric_sse_sql[postgres,starlette]" "psycopg[binary]" uvicorn
     export ERIC_SSE_SQL_URL=sqlite:////tmp/live.db  # or postgresql://user@host/name
     uvicorn app:app --port 8001 &
     uvicorn app:app --port 8002 &

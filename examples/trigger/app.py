@@ -1,16 +1,17 @@
-"""Pages that show a table as it is, whoever changes it: a trigger on the table sends each change to every open page.
+"""Pages that show a table as it is, whatever program changes it: a trigger on it sends each change to every open page.
 
 An example: it has NO authentication. Every client that reaches it can read; keep it on 127.0.0.1. In this folder, on a
 SQLite file or a Postgres database, with any number of workers:
 
-    pip install "eric_sse_sql[postgres,starlette]" uvicorn
+    pip install "eric_sse_sql[postgres,starlette]" "psycopg[binary]" uvicorn
     export ERIC_SSE_SQL_URL=sqlite:////tmp/prices.db  # or postgresql://user@host/name
     uvicorn app:app --port 8001
 
     sqlite3 /tmp/prices.db "UPDATE prices SET cents = 260 WHERE item = 'tea'"  # or psql, or any program
 
 The page shows the change as soon as it is committed, and nothing of a transaction that is rolled back. Python sends
-nothing here: ``trigger.postgresql.sql`` calls a function of the package, ``trigger.sqlite.sql`` inserts into its log.
+nothing here: ``trigger.postgresql.sql`` calls a function of the package, ``trigger.sqlite.sql`` inserts into the log
+of the channel.
 """
 
 from __future__ import annotations
