@@ -214,8 +214,8 @@ class Database(PersistentReference):
         transactions before. A call that fails leaves the transaction as it was, and usable. On SQLite the transaction
         takes the write lock at once, unless the application has begun it already.
 
-        In a two-phase transaction nothing notifies, since Postgres refuses to prepare what has: other waits find its
-        messages within a second of its commit.
+        In a two-phase transaction no notification is sent: Postgres refuses PREPARE TRANSACTION after NOTIFY. Consumers
+        that wait find the messages within a second of its commit.
 
         In asyncio, join inside ``AsyncSession.run_sync``, the session that it gives.
 

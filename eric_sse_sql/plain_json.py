@@ -34,7 +34,7 @@ def dumped(value: object) -> bytes:
 def loaded(text: bytes) -> Any:
     """The value of a JSON text.
 
-    :raises RepositoryError: when it is none
+    :raises RepositoryError: when the text is not JSON
     """
     try:
         return _decoded(str(text, "utf-8"))

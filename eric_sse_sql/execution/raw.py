@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Dialect, Engine, StaticPool, make_url
 
 
 class RawConnection:
-    """A driver's connection of which nothing but the cursors is this package's. Only the application ends its
+    """The application's driver connection, on which this package makes its own cursors. Only the application ends its
     transaction.
 
     :param raw: the connection
@@ -20,7 +20,7 @@ class RawConnection:
     def __init__(self, raw: Any, new_cursor: Callable[[Any], Any]) -> None:
         self.raw = raw
         self._new_cursor = new_cursor
-        self._is_left = False  # whether SQLAlchemy's connection is closed, for which it rolls back
+        self._is_left = False  # set before SQLAlchemy's connection is closed, which calls rollback()
 
     def cursor(self) -> Any:
         """A new cursor."""
@@ -33,7 +33,8 @@ class RawConnection:
         return cursor
 
     def commit(self) -> None:
-        """
+        """Refuse to commit the transaction, which only the application does.
+
         :raises RepositoryError: always
         """
         raise RepositoryError(
@@ -41,8 +42,9 @@ class RawConnection:
         )
 
     def rollback(self) -> None:
-        """
-        :raises RepositoryError: unless the transaction is left
+        """Refuse to roll the transaction back before :meth:`leave`, and do nothing after it.
+
+        :raises RepositoryError: before :meth:`leave`
         """
         if not self._is_left:
             self.commit()

@@ -17,7 +17,7 @@ HEARTBEAT = b":\n\n"  # a comment, which keeps proxies from closing a connection
 HEARTBEAT_SECONDS = 15.0
 LEAST_HEARTBEAT_SECONDS = 0.01
 ERROR = "error"  # the type of the event that reports an error
-UNDELIVERABLE = "a message can't be delivered"  # its data, as without data, a browser drops an event
+UNDELIVERABLE = "a message can't be delivered"  # its data: a browser drops an event without data
 GONE = "gone"  # the type of the event after which there is nothing more, since the listener is deleted
 DELETED = "the listener is deleted"
 

@@ -15,8 +15,8 @@ from eric_sse_sql.wakeups.watcher import QueueWatcher
 
 STREAM_THREADS = 4
 CALL_THREADS = 8
-# A statement of an open transaction never waits for a thread, since other threads may wait for that transaction. Each
-# open transaction has a connection, and runs one statement at a time: there are fewer threads than connections.
+# A limit above any pool of connections: an open transaction has a connection and runs one statement at a time, so that
+# its statements never wait for a thread.
 TRANSACTION_THREADS = 1000
 
 

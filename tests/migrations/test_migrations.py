@@ -261,7 +261,7 @@ def test_on_sqlite_keys_are_ordered_by_bytes_and_no_message_id_comes_twice(tmp_p
 
 
 def fill(url: URL) -> None:
-    """A channel with two connections, of which one has two messages; and a queue of nobody's with one."""
+    """A channel with two connections, one of which has two messages; and a queue without a connection, with one."""
     with connected(url) as connection, Session(connection) as session:
         session.add_all(KvEntry(key=key, value=b"v", value_type="t") for key in ("channel", "l1", "l2", "q1", "q2"))
         session.flush()

@@ -1,4 +1,4 @@
-"""Presence: the streams of a deleted listener or channel end, and connections that nobody streams are deleted."""
+"""Presence: the streams of a deleted listener or channel end, and connections without a stream are deleted."""
 
 from __future__ import annotations
 
@@ -205,7 +205,7 @@ def test_the_view_of_channels_shows_how_many_connections_are_streamed(
 
 @pytest.mark.usefixtures("checked_often")
 @pytest.mark.parametrize("replay_seconds", [0, 60])
-def test_connections_that_nobody_has_streamed_for_a_time_are_deleted_with_all_that_is_theirs(
+def test_connections_without_a_stream_for_a_time_are_deleted_with_all_that_is_theirs(
     database: Database, replay_seconds: float
 ) -> None:
     repository, channel, listeners = made(database, 5, replay_seconds=replay_seconds)

@@ -27,7 +27,7 @@ from eric_sse_sql import SqlSSEChannelRepository
 
 
 class Backup(NamedTuple):
-    """A database that can be backed up and restored while nobody is connected."""
+    """A database that can be backed up and restored while no process is connected."""
 
     url: URL
     back_up: Callable[[], object]

@@ -47,8 +47,8 @@ _ENDS = (
 class Session:
     """What is known of the session behind one connection. Kept in the pool's record of the connection.
 
-    A pooler that gives each transaction another session of the server invents the process id that it tells at connect,
-    so that the server tells another one.
+    Behind a pooler that changes sessions between transactions, the process id received at connect is the pooler's, and
+    differs from that of ``pg_backend_pid()``.
 
     :param driver: the connection, which is asked once
     :raises psycopg.Error: when it does not answer
