@@ -404,7 +404,10 @@ class Database(PersistentReference):
         with repository_errors("the messages that were set aside can't be deleted"), self.transaction():
             if ids is None:
                 return self.executor.change(messages.DELETE_ALL_SET_ASIDE)
-            values = [str(each) for each in validate_type("ids", ids, Iterable)]
+            numbers = list(validate_type("ids", ids, Iterable))
+            for number in numbers:
+                validate_number("an id", number, LEAST_NUMBER, -LEAST_NUMBER, whole=True)
+            values = list(map(str, numbers))
             return self.executor.change(messages.DELETE_SET_ASIDE, ids=self.executor.dialect.list_value(values))
 
     # Life

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import aclosing
 
 try:
+    from anyio import CancelScope
     from sse_starlette.sse import EventSourceResponse
     from starlette.exceptions import HTTPException
     from starlette.requests import Request
@@ -80,10 +81,13 @@ class _EventStream(EventSourceResponse):
     async def _stream_response(self, send: Send) -> None:
         """Send the events. The method of the base class sends as well, and takes as much time as all else together."""
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        async with aclosing(self._frames) as frames:
-            async for frame in frames:
-                await send({"type": "http.response.body", "body": frame, "more_body": True})
-        self.active = False
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        try:
+            async with aclosing(self._frames) as frames:
+                async for frame in frames:
+                    await send({"type": "http.response.body", "body": frame, "more_body": True})
+        finally:  # the server may be shutting down, which cancels this: the response is complete all the same
+            self.active = False
+            with CancelScope(shield=True):
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     stream_response = _stream_response  # its name in sse-starlette 2

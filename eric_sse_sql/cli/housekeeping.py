@@ -105,7 +105,11 @@ def delete_set_aside(arguments: argparse.Namespace) -> int:
         if number and not arguments.yes and not _confirmed(f"delete {counted(number, 'message')} for good?"):
             print("nothing is deleted; --yes confirms it", file=sys.stderr)
             return 1
-        print(f"deleted {counted(database.delete_set_aside(ids), 'message')}")
+        deleted = database.delete_set_aside(ids)
+    print(f"deleted {counted(deleted, 'message')}")
+    if ids is not None and deleted < len(set(ids)):
+        print(f"{len(set(ids)) - deleted} of the ids are of no message that is set aside", file=sys.stderr)
+        return 1
     return 0
 
 

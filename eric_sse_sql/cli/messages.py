@@ -216,4 +216,4 @@ def _line(shown: Shown) -> str:
 
 def _json(shown: Shown) -> str:
     payload = None if shown.payload is None else json.loads(shown.payload)
-    return json.dumps({**shown._asdict(), "payload": payload, "is_pickled": shown.payload is None})
+    return json.dumps({**shown._asdict(), "payload": payload, "is_shown": shown.payload is not None})

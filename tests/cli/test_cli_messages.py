@@ -160,7 +160,7 @@ def test_tail_shows_the_last_events_of_a_log_and_those_for_one_listener(
         done = tail.end(signal.SIGINT)
     assert done.code == 130
     assert [json.loads(line) for line in done.out.splitlines()] == [
-        {"position": 3, "listener_id": None, "type": "m", "payload": 2, "is_pickled": False},
-        {"position": 4, "listener_id": listener.id, "type": "m", "payload": {"a": 1}, "is_pickled": False},
+        {"position": 3, "listener_id": None, "type": "m", "payload": 2, "is_shown": True},
+        {"position": 4, "listener_id": listener.id, "type": "m", "payload": {"a": 1}, "is_shown": True},
     ]
     assert table_counts(application) == {**before, "sse_events": 4}
