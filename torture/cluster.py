@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import socket
@@ -23,6 +24,8 @@ SETTINGS = {
     "max_connections": "100",
     "logging_collector": "off",
 }
+START_TRIES = 5
+START_PAUSE = 1.0  # seconds between two tries
 
 
 class Cluster:
@@ -56,8 +59,15 @@ class Cluster:
             file.writelines(f"{name} = '{value}'\n" for name, value in settings.items())
 
     def start(self) -> None:
-        """Start the server, and wait until it accepts connections."""
-        self._run("pg_ctl", "-D", self.data, "-w", "-s", "-l", self.data / "log", "start")
+        """Start the server, and wait until it accepts connections. Its port may still be that of a dead server."""
+        for tries_left in reversed(range(START_TRIES)):
+            try:
+                self._run("pg_ctl", "-D", self.data, "-w", "-s", "-l", self.data / "log", "start")
+                return
+            except subprocess.CalledProcessError:
+                if not tries_left:
+                    raise
+                time.sleep(START_PAUSE)
 
     def stop(self, mode: str = "immediate") -> None:
         """Stop the server, if it runs; "immediate" leaves it as a crash does."""
@@ -182,10 +192,14 @@ def cluster(programs: Path | None = None) -> Iterator[Cluster]:
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 on which nothing listens."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
+    """A port of 127.0.0.1 on which nothing listens, and that no client gets: a server which starts again finds it free.
+
+    Systems give clients ports from 32,768 on, or from 49,152 on.
+    """
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 def wait_for(condition: Any, seconds: float, pause: float = 0.005) -> Any:
