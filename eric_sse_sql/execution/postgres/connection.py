@@ -61,8 +61,7 @@ class BoundedConnection(psycopg.Connection[TupleRow]):
             return result
 
 
-def default_adapters() -> AdaptersMap:
-    """What psycopg reads and writes values with, whatever the application has registered with it. To be copied."""
+def _default_adapters() -> AdaptersMap:
     adapters = AdaptersMap(types=TypesRegistry())
     postgres.register_default_types(adapters.types)
     postgres.register_default_adapters(adapters)
@@ -70,7 +69,8 @@ def default_adapters() -> AdaptersMap:
     return adapters
 
 
-_ADAPTERS = default_adapters()
+#: What psycopg reads and writes values with, whatever the application has registered with it. Connections copy them.
+ADAPTERS = _default_adapters()
 
 
 class PlainCursor(psycopg.Cursor[TupleRow]):
@@ -84,4 +84,4 @@ class PlainCursor(psycopg.Cursor[TupleRow]):
 
     @property
     def adapters(self) -> AdaptersMap:
-        return _ADAPTERS
+        return ADAPTERS

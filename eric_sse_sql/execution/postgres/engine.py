@@ -13,7 +13,7 @@ from psycopg.conninfo import make_conninfo
 from sqlalchemy import URL, Engine, create_engine
 
 from eric_sse_sql.execution.pool import FairPool
-from eric_sse_sql.execution.postgres.connection import BoundedConnection, default_adapters
+from eric_sse_sql.execution.postgres.connection import ADAPTERS, BoundedConnection
 
 TIMEOUT = "timeout"  # the option of a URL: the seconds in which the server must answer, and accept a connection
 TIMEOUT_SECONDS = 60.0  # by default
@@ -34,7 +34,7 @@ def make_engine(url: URL, options: Mapping[str, Any]) -> Engine:
     """
     seconds = _timeout(url)
     url = url.difference_update_query([TIMEOUT])
-    arguments: dict[str, Any] = {"context": default_adapters()}
+    arguments: dict[str, Any] = {"context": ADAPTERS}
     arguments.update((name, value) for name, value in NOTICE_VANISHED.items() if name not in url.query)
     if "connect_timeout" not in url.query and "PGCONNECT_TIMEOUT" not in os.environ:
         arguments["connect_timeout"] = math.ceil(seconds)

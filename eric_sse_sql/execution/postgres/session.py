@@ -13,7 +13,7 @@ from psycopg.errors import error_from_result
 from psycopg.pq import Format
 from psycopg.rows import tuple_row
 
-from eric_sse_sql.execution.postgres.connection import BoundedConnection, default_adapters
+from eric_sse_sql.execution.postgres.connection import ADAPTERS, BoundedConnection
 from eric_sse_sql.execution.values import check_values
 
 PLAN_SECONDS = 1.0  # the age at which the cached plans of a connection are discarded
@@ -121,7 +121,7 @@ def has_plain_cursors(driver: Any) -> bool:
 
 def _is_plain(driver: Any) -> bool:
     has_text = driver.info.encoding != "ascii"  # psycopg returns the text of SQL_ASCII as bytes
-    return has_text and has_plain_cursors(driver) and _adapters(driver.adapters) == _adapters(default_adapters())
+    return has_text and has_plain_cursors(driver) and _adapters(driver.adapters) == _adapters(ADAPTERS)
 
 
 def _adapters(adapters: AdaptersMap) -> list[Any]:
