@@ -1,4 +1,4 @@
-"""Plain data as UTF-8 JSON: what is written comes back equal, but for tuples, which come back as lists."""
+"""Plain data as UTF-8 JSON. A value that was written comes back equal, except that a tuple comes back as a list."""
 
 from __future__ import annotations
 
@@ -82,6 +82,8 @@ def _finite(text: str) -> float:
     return number
 
 
+#: Compact JSON of an unchecked value, which may come back as another one. ValueError or TypeError where there is none.
+unchecked: Callable[[Any], str] = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 _encoded: Callable[[Any], str] = json.JSONEncoder(
     ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",", ":")
 ).encode

@@ -23,6 +23,7 @@ from eric_sse_sql.errors import repository_errors
 from eric_sse_sql.fanout import Fanout, LogFanout, QueueFanout
 from eric_sse_sql.identity_map import IdentityMap
 from eric_sse_sql.keys import new_id, validate_key
+from eric_sse_sql.plain_json import unchecked
 from eric_sse_sql.queues import SqlQueue
 from eric_sse_sql.repositories.store import ChannelStore, ConnectionRecord
 from eric_sse_sql.sql import connections, entries, events
@@ -197,7 +198,7 @@ def _shown(
     payload = None
     with suppress(RepositoryError, TypeError, ValueError, RecursionError):
         message = database.message_codec.decode(row.message_type, row.message, context, database)
-        payload = json.dumps(message.payload, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        payload = unchecked(message.payload)
     return Shown(position, listener_id, row.message_type, payload)
 
 

@@ -5,13 +5,14 @@ The format is that of the HTML standard, "Server-sent events", section "Parsing 
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from eric_sse.message import MessageContract
+
+from eric_sse_sql.plain_json import unchecked
 
 HEARTBEAT = b":\n\n"  # a comment, which keeps proxies from closing a connection without events
 HEARTBEAT_SECONDS = 15.0
@@ -22,7 +23,6 @@ GONE = "gone"  # the type of the event after which there is nothing more, since 
 DELETED = "the listener is deleted"
 
 _LINE_BREAKS = re.compile(r"[\r\n]+")
-_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
 logger = logging.getLogger("eric_sse_sql")
 
@@ -51,12 +51,12 @@ def frame_of(event: Mapping[str, Any]) -> bytes:
     """
     event_id = event.get("id")
     try:
-        data = _encode(event.get("data")).encode()
+        data = unchecked(event.get("data")).encode()
     except (TypeError, ValueError, RecursionError) as error:
         logger.error(
             "an event of the type %r can't be sent: its data has no form in JSON: %s", event.get("event"), error
         )
-        return frame(ERROR, _encode(UNDELIVERABLE).encode(), event_id)
+        return frame(ERROR, unchecked(UNDELIVERABLE).encode(), event_id)
     return frame(str(event.get("event", "message")), data, event_id)
 
 
@@ -66,4 +66,4 @@ def message_frame(message: MessageContract, event_id: str | None = None) -> byte
 
 
 #: The last event of a stream whose listener is deleted.
-GONE_FRAME = frame(GONE, _encode(DELETED).encode())
+GONE_FRAME = frame(GONE, unchecked(DELETED).encode())
